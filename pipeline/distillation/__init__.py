@@ -1,1 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Distillation: taps, methods and the distiller that joins them."""
+
+from pipeline.distillation.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
+from pipeline.distillation.build import METHODS, PRESETS, GraphFlowPreset, build_distiller, graph_flow_preset
+from pipeline.distillation.distiller import Distiller
+from pipeline.distillation.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
+from pipeline.distillation.logits import LogitsDistillation, LogitsLoss
+from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distillation.taps import FeatureTaps
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "AdversarialDistillation",
+    "DistillationMethod",
+    "Distiller",
+    "FeatureTaps",
+    "Graph",
+    "GraphFlow",
+    "GraphFlowLoss",
+    "GraphFlowPreset",
+    "LogitsDistillation",
+    "LogitsLoss",
+    "Tapped",
+    "build_distiller",
+    "discriminator_loss",
+    "gradient_penalty",
+    "graph_flow_preset",
+    "salience_graph",
+    "variation_graph",
+]

@@ -1,1 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Training: the trainer, its losses, what it saves and the folder of a run."""
+
+from pipeline.training.checkpoints import BestModelSaver, TrainingStateSaver
+from pipeline.training.losses import segmentation_loss
+from pipeline.training.paraphrasing import (
+    ReconstructionLoss,
+    TeacherReconstruction,
+    finish_paraphrasers,
+    load_paraphrasers,
+    save_paraphrasers,
+    unexplained_variance,
+)
+from pipeline.training.progress import Progress
+from pipeline.training.run_folder import check_run_folder, record_run
+from pipeline.training.trainer import DistillationTrainer
+
+__all__ = [
+    "BestModelSaver",
+    "DistillationTrainer",
+    "Progress",
+    "ReconstructionLoss",
+    "TeacherReconstruction",
+    "TrainingStateSaver",
+    "check_run_folder",
+    "finish_paraphrasers",
+    "load_paraphrasers",
+    "record_run",
+    "save_paraphrasers",
+    "segmentation_loss",
+    "unexplained_variance",
+]

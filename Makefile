@@ -1,0 +1,44 @@
+# The one list of commands. Each sets up .venv by itself; PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+RUNTIME := $(VENV)/.runtime
+DEVELOPMENT := $(VENV)/.development
+
+.PHONY: help demo test test-slow lint bench clean
+help:
+	@echo "make demo       phantom data, teacher, student without and with Graph Flow, report, a segmented scan"
+	@echo "make test       all quick tests           make test-slow  the ones that take minutes"
+	@echo "make lint       style checks              make bench      time and memory, printed"
+	@echo "make clean      remove .venv and outputs/demo"
+
+demo: $(RUNTIME)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash bundles/synapse/demo.sh
+
+test: $(DEVELOPMENT)
+	$(RUN) -m pytest
+
+test-slow: $(DEVELOPMENT)
+	$(RUN) -m pytest -m slow
+
+lint: $(DEVELOPMENT)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(DEVELOPMENT)
+	$(RUN) -m benchmarks
+
+clean:
+	rm -rf $(VENV) outputs/demo
+
+# torch comes first and alone: once it is there, no other package pulls in another build of it.
+$(RUNTIME): requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check "$$(grep -o '^torch==[0-9.]*' requirements.txt)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(DEVELOPMENT): tests/requirements.txt $(RUNTIME)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All benchmarks in one run: `python -m benchmarks`, or `make bench`. They print; nothing fails on a slow machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+# Each in a process of its own: peak memory is a property of a process.
+MODULES = ("benchmarks.distillation_step", "benchmarks.hd95", "benchmarks.inference_volume")
+
+
+def main() -> int:
+    """Run each benchmark and return the worst exit code."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA {torch.cuda.is_available()}", flush=True)
+    codes = []
+    for module in MODULES:
+        print(f"\n== {module}", flush=True)
+        codes.append(subprocess.run([sys.executable, "-m", module], check=False).returncode)
+    return max(codes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

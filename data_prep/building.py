@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all converters share: a folder that appears whole, files copied or linked, problems told all at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pipeline.data import SPLITS, Case, Dataset, load_dataset, write_dataset_json
+from pipeline.errors import InputError
+
+LINKS = ("hard", "symbolic")
+# What the system says when a disk, a quota or a mount has no room: the user's to mend, unlike other failures.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+@contextmanager
+def new_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `output`; on success it becomes `output`, on failure it vanishes.
+
+    Raises `InputError` where `output` exists with content: what a user has is never overwritten.
+    """
+    final = Path(os.path.abspath(output))
+    _check_free(final)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {final}: {error.strerror}; choose another output folder") from error
+    try:
+        yield temporary
+        _check_free(final)
+        os.rename(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(f"cannot write {final}: {error.strerror}; free space or choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_free(final: Path) -> None:
+    if final.is_dir() and not any(final.iterdir()):
+        return
+    if final.exists() or final.is_symlink():
+        raise InputError(f"{final} exists already; remove it or choose another output folder")
+
+
+def refuse(problems: Sequence[str], where: str | os.PathLike[str]) -> None:
+    """Raise `InputError` when there are problems, after listing each on a line of its own on stderr."""
+    if not problems:
+        return
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise InputError(f"{count} in {where}, listed above; nothing was written: correct them and run this again")
+
+
+def place(source: Path, target: Path, link: str | None = None) -> None:
+    """Copy `source` to `target`, or link it there ("hard" or "symbolic"); hard links need one file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    if link == "symbolic":
+        target.symlink_to(real)
+    elif link == "hard":
+        try:
+            target.hardlink_to(real)
+        except OSError as error:
+            raise InputError(f"no hard link to {real}: {error.strerror}; use --link symbolic, or copy") from error
+    else:
+        shutil.copyfile(real, target)
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write `array` (x, y, z) as NIfTI in its own dtype, with `affine` as sform and qform, in mm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def finish(folder: Path, dataset: Dataset) -> Dataset:
+    """Write `dataset.json` into `folder` and return the dataset as every later step will load it."""
+    write_dataset_json(folder, dataset)
+    return load_dataset(folder)
+
+
+def by_split(cases: Sequence[Case], splits: dict[str, Collection[str]]) -> dict[str, tuple[Case, ...]]:
+    """Return the cases of each split, in their order; `splits` names the case ids of each."""
+    return {name: tuple(case for case in cases if case.case in splits.get(name, ())) for name in SPLITS}
+
+
+def moved(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
+    """Return `dataset` with its folder, and so all its paths, at `folder`."""
+    target = Path(folder)
+
+    def move(path: Path | None) -> Path | None:
+        return None if path is None else target / path.relative_to(dataset.folder)
+
+    splits = {
+        name: tuple(replace(case, image=move(case.image), label=move(case.label)) for case in dataset.split(name))
+        for name in SPLITS
+    }
+    return replace(dataset, folder=target, **splits)
+
+
+def print_summary(dataset: Dataset) -> None:
+    """Print what was written: place, rule, organs and the cases of each split."""
+    rule = dataset.intensity
+    print(f"wrote {dataset.folder}: '{dataset.name}', {dataset.modality}, {rule.kind} {rule.low:g}..{rule.high:g}")
+    print(f"  organs: {', '.join(f'{value} {name}' for value, name in dataset.organs.items())}")
+    for split in SPLITS:
+        cases = dataset.split(split)
+        patients = len({case.patient for case in cases})
+        names = " ".join(case.case for case in cases)
+        print(f"  {split}: {len(cases)} cases of {patients} patients{': ' if names else ''}{names}")
+
+
+def warn(message: str) -> None:
+    """Print one line about something that is allowed, but that a user should know."""
+    print(f"warning: {message}", file=sys.stderr)

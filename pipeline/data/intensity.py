@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How raw voxel values become network input: one rule a dataset, applied once per volume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from pipeline.errors import InputError
+
+WINDOW = "window"
+PERCENTILES = "percentiles"
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
+
+
+def _number(name: str, value: object) -> float:
+    """Return `value` as a finite float; true and false are no numbers here."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        raise InputError(f"intensity rule: {name} is {value!r}; it must be a finite number")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class IntensityRule:
+    """What maps raw values to [0, 1]: a fixed window (CT, in HU) or percentiles of each volume (MR).
+
+    `kind` is "window" (`low` and `high` in raw units) or "percentiles" (`low` and `high` in percent, 0..100).
+    Raises `InputError` for an unknown kind, a value that is not finite, or `low` not below `high`.
+    """
+
+    kind: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in (WINDOW, PERCENTILES):
+            raise InputError(f"intensity rule {self.kind!r} is unknown; choose '{WINDOW}' or '{PERCENTILES}'")
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if not self.low < self.high:
+            raise InputError(f"intensity rule: low {self.low:g} is not below high {self.high:g}; swap or correct them")
+        if self.kind == PERCENTILES and (self.low < 0 or self.high > 100):
+            raise InputError(f"intensity rule: percentiles {self.low:g} and {self.high:g} must lie in 0..100")
+
+    def window(self, array: np.ndarray | torch.Tensor) -> tuple[float, float]:
+        """Return the raw values that become 0 and 1 for the volume `array` (any shape; all its voxels count).
+
+        Percentiles interpolate linearly, as `numpy.percentile` does. Raises `InputError` where the volume holds voxels
+        that are not finite, since every percentile would then be NaN.
+        """
+        if self.kind == WINDOW:
+            return self.low, self.high
+        values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+        low, high = (float(value) for value in np.percentile(values, (self.low, self.high)))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError("the volume holds NaN or infinite voxels, so it has no percentiles; repair the scan")
+        return low, high
+
+    def scale(self, array: ArrayOrTensor, window: tuple[float, float]) -> ArrayOrTensor:
+        """Return `array` as float32 in [0, 1]: `window` mapped linearly, values outside it clipped.
+
+        Equals MONAI's `ScaleIntensityRange(*window, 0, 1, clip=True)`. A window without width (a constant volume)
+        gives zeros. The input is left as it is; a tensor stays on its device.
+        """
+        low, high = window
+        width = high - low if high > low else 1.0
+        if isinstance(array, torch.Tensor):
+            return array.to(torch.float32).sub(low).div_(width).clamp_(0.0, 1.0)
+        scaled = np.asarray(array, dtype=np.float32) - np.float32(low)
+        scaled /= np.float32(width)
+        return np.clip(scaled, 0.0, 1.0, out=scaled)
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the form that `dataset.json` and checkpoints hold: `{"rule", "low", "high"}`."""
+        return {"rule": self.kind, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> IntensityRule:
+        """Read what `to_dict` wrote; raises `InputError` naming the key that is missing or unusable."""
+        if not isinstance(content, Mapping):
+            raise InputError('intensity must be an object such as {"rule": "window", "low": -125, "high": 275}')
+        missing = [key for key in ("rule", "low", "high") if key not in content]
+        if missing:
+            raise InputError(f"intensity lacks {', '.join(missing)}; give rule, low and high")
+        return cls(content["rule"], content["low"], content["high"])
+
+
+# The abdominal soft-tissue window of the Synapse benchmark (TransUNet's preparation), in HU.
+CT_WINDOW = IntensityRule(WINDOW, -125.0, 275.0)
+# MR has no unit: the half percent at each end is where coil hot spots and the empty background lie.
+MR_PERCENTILES = IntensityRule(PERCENTILES, 0.5, 99.5)
+
+
+def default_intensity(modality: str) -> IntensityRule:
+    """Return the rule for a `modality`: the soft-tissue window in HU for CT, percentiles per volume for all others."""
+    return CT_WINDOW if modality.upper() == "CT" else MR_PERCENTILES

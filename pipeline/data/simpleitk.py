@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NRRD and MetaImage files (`.nrrd`, `.mha`, `.mhd`) through SimpleITK, which MONAI has no reader for.
+
+Not used for NIfTI: SimpleITK refuses affines that NiBabel reads. Two things that SimpleITK passes over in silence are
+refused here: a header that gives no voxel size, and compressed MetaImage data that do not unpack.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  (the name that its manuals use)
+
+from pipeline.data.geometry import Volume, check_affine
+from pipeline.errors import InputError
+
+SIMPLEITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_HEADER_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+# The spaces that say which way is left; ITK takes any other as if it were LPS.
+_ANATOMICAL_SPACES = {
+    *("right-anterior-superior", "left-anterior-superior", "left-posterior-superior"),
+    *("ras", "las", "lps"),
+}
+_GREY_TYPES = {
+    **dict.fromkeys((sitk.sitkInt8, sitk.sitkUInt8), 1),
+    **dict.fromkeys((sitk.sitkInt16, sitk.sitkUInt16), 2),
+    **dict.fromkeys((sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkFloat32), 4),
+    **dict.fromkeys((sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat64), 8),
+}
+
+
+def read_simpleitk(path: Path, max_bytes: int) -> Volume:
+    """Read a `.nrrd`, `.mha` or `.mhd` file; the affine is turned from ITK's LPS to RAS.
+
+    Integers stay integers, floats become float32. Raises `InputError` for damaged files, other than one 3D frame of
+    grey values, more than `max_bytes` of voxels, and headers without voxel size or (NRRD) anatomical space.
+    """
+    notes = _check_nrrd_header(path) if path.suffix.lower() == ".nrrd" else _check_meta_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        more = _check_information(path, reader, max_bytes)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read: {last_line(error)}; download or export it again") from error
+    if image.GetDimension() == 4:
+        image = image[:, :, :, 0]
+    affine = affine_of(image)
+    odd = check_affine(path, affine, "direction and spacing")
+    return Volume(grey_array(image), affine, path, None, (*notes, *more, *odd))
+
+
+def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """Return the (4, 4) voxel to mm affine in RAS of a 3D image or of a reader that has read its header."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return _LPS_TO_RAS @ affine
+
+
+def grey_array(image: sitk.Image) -> np.ndarray:
+    """Return the voxels as an (x, y, z) array, x fastest in memory as in a NIfTI file; float64 becomes float32."""
+    array = sitk.GetArrayFromImage(image).T
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and that is refused
+        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def last_line(error: RuntimeError) -> str:
+    """Return what ITK's many lines of an exception end with, which names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown cause"
+
+
+def is_grey(pixel_id: int) -> bool:
+    """Tell whether a SimpleITK pixel type is one integer or real number."""
+    return pixel_id in _GREY_TYPES
+
+
+def _check_information(path: Path, reader: sitk.ImageFileReader, max_bytes: int) -> list[str]:
+    size = reader.GetSize()
+    text = " x ".join(map(str, size))
+    if len(size) < 3:
+        raise InputError(f"{path} is {len(size)}D ({text}); give a 3D volume")
+    if any(length > 1 for length in size[3:]):
+        raise InputError(f"{path} is {len(size)}D ({text}), a series of volumes; save the one frame that you need")
+    if not is_grey(reader.GetPixelID()):
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise InputError(f"{path}: voxels of type {kind} are no grey values; save one channel of integers or floats")
+    promised = int(np.prod([int(length) for length in size], dtype=object)) * _GREY_TYPES[reader.GetPixelID()]
+    if promised > max_bytes:
+        raise InputError(
+            f"{path}: the header promises {promised} bytes of voxels, more than the limit of {max_bytes};"
+            " check the file, or split the scan"
+        )
+    return [f"shape {text} read as 3D"] if len(size) > 3 else []
+
+
+def _header_fields(path: Path, end: bytes, separator: str) -> tuple[dict[str, str], int]:
+    """Return the `key<separator>value` lines up to `end` (keys in lower case), and the byte where the data begin."""
+    with open(path, "rb") as file:
+        start = file.read(_MOST_HEADER_BYTES)
+    match = re.search(end, start, flags=re.MULTILINE | re.IGNORECASE)
+    text = start[: match.end() if match else len(start)].decode("latin-1")
+    pairs = [line.partition(separator) for line in text.splitlines() if separator in line]
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}, match.end() if match else len(start)
+
+
+def _check_nrrd_header(path: Path) -> list[str]:
+    """Refuse a NRRD without voxel size or with axes that name no side of the patient."""
+    fields, _ = _header_fields(path, rb"^\r?\n", ":")
+    space = fields.get("space", "").lower()
+    if "space directions" not in fields:
+        raise InputError(f"{path}: no 'space directions', so no voxel size; export the scan with its geometry")
+    if space not in _ANATOMICAL_SPACES:
+        raise InputError(f"{path}: space {space!r} does not say where left is; export it as left-posterior-superior")
+    return [] if "space origin" in fields else ["no origin in the header: 0 taken"]
+
+
+def _check_meta_header(path: Path) -> list[str]:
+    """Refuse a MetaImage without voxel size, or whose compressed data do not unpack to what the header promises."""
+    fields, data_start = _header_fields(path, rb"^ElementDataFile *=.*\n?", "=")
+    if "elementdatafile" not in fields:
+        raise InputError(f"{path} has no ElementDataFile, so no voxels; give a MetaImage file")
+    if "elementspacing" not in fields and "elementsize" not in fields:
+        raise InputError(f"{path}: no ElementSpacing, so no voxel size; write the true one into the header")
+    data_file = fields["elementdatafile"]
+    data = path if data_file.upper() == "LOCAL" else path.parent / data_file
+    if data_file.upper().startswith("LIST") or "%" in data_file:
+        raise InputError(f"{path}: voxels spread over several files; save the scan as one .mha")
+    if not data.is_file():
+        raise InputError(f"{path}: its voxel file {data} is missing; put it beside the header")
+    if fields.get("compresseddata", "").lower().startswith("t"):
+        _check_deflate(path, data, data_start if data == path else 0)
+    oriented = {"transformmatrix", "rotation", "orientation"} & fields.keys()
+    return [] if oriented else ["no orientation in the header: axes taken as LPS"]
+
+
+def _check_deflate(path: Path, data: Path, offset: int) -> None:
+    """Unpack the stream, chunk by chunk and without keeping it, so that zlib compares its checksum."""
+    unpacker = zlib.decompressobj(wbits=47)  # zlib and gzip alike, as MetaIO takes both
+    try:
+        with open(data, "rb") as file:
+            file.seek(offset)
+            packed = file.read(_CHUNK_BYTES)
+            while packed and not unpacker.eof:
+                unpacker.decompress(packed, _CHUNK_BYTES)
+                packed = unpacker.unconsumed_tail or file.read(_CHUNK_BYTES)
+    except zlib.error as error:
+        raise InputError(f"{path}: damaged compressed data ({error}); download or export it again") from error
+    if not unpacker.eof:
+        raise InputError(f"{path}: the compressed data end early; download or export it again")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen teacher, the taps of both networks and the weighted terms of the chosen methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distillation.taps import FeatureTaps
+
+
+class Distiller(nn.Module):
+    """Compares the student's forward pass with the teacher's on the same images, by one or more methods.
+
+    The teacher is frozen, stays in evaluation mode and runs without gradients. The student is only tapped: it is not
+    a part of this module, so that neither its state nor its mode is touched here.
+
+    Args:
+        teacher: trained network; `taps` of it are read unless `teacher_taps` names others.
+        student: the network in training; likewise.
+        methods: the methods by name; terms of two methods must not share a name.
+        teacher_taps: dotted module names, shallow to deep.
+        student_taps: the same of the student.
+        inferer: how the teacher is run on a batch, default a plain call; use the trainer's, which pads.
+
+    Raises:
+        ValueError: two methods name the same term.
+        InputError: a tap name is unknown.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        methods: Mapping[str, DistillationMethod],
+        teacher_taps: Sequence[str] | None = None,
+        student_taps: Sequence[str] | None = None,
+        inferer: Callable[[torch.Tensor, nn.Module], torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.methods = nn.ModuleDict(methods)
+        self.weights = _merge_weights(methods)
+        self._teacher_taps = FeatureTaps(teacher, teacher_taps or teacher.taps)
+        self._student_taps = FeatureTaps(student, student_taps or student.taps)
+        self._inferer = inferer or (lambda images, network: network(images))
+        self._views: tuple[Tapped, Tapped] | None = None
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Set the mode of the methods; the teacher always stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor, student_logits: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return the unweighted terms of all methods for the student's last forward pass.
+
+        Args:
+            images: (B, C, H, W), the very batch that the student saw.
+            labels: (B, 1, H, W).
+            student_logits: (B, K, H, W), with its graph.
+        """
+        with torch.no_grad():
+            teacher_logits = self._inferer(images, self.teacher)
+        teacher = Tapped(self._teacher_taps.take(), teacher_logits)
+        student = Tapped(self._student_taps.take(), student_logits)
+        terms: dict[str, torch.Tensor] = {}
+        for method in self.methods.values():
+            terms.update(method(student, teacher, labels))
+        self._views = (student.detach(), teacher)
+        return terms
+
+    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the weighted sum of the terms."""
+        return sum(self.weights[name] * term for name, term in terms.items())
+
+    def after_step(self) -> dict[str, torch.Tensor]:
+        """Let each method update what it trains itself, on the views of the last forward pass; return what to log."""
+        if self._views is None:
+            return {}
+        student, teacher = self._views
+        self._views = None
+        logged: dict[str, torch.Tensor] = {}
+        for method in self.methods.values():
+            logged.update(method.after_step(student, teacher))
+        return logged
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the states of the methods; teacher and student have files of their own."""
+        return {name: method.training_state() for name, method in self.methods.items()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take up what `training_state` returned for the same methods."""
+        for name, method in self.methods.items():
+            method.load_training_state(state[name])
+
+
+def _merge_weights(methods: Mapping[str, DistillationMethod]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for name, method in methods.items():
+        shared = weights.keys() & method.weights.keys()
+        if shared:
+            raise ValueError(f"the method '{name}' repeats the loss term '{sorted(shared)[0]}' of another method")
+        weights.update(method.weights)
+    return weights

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph Flow: the student learns how the teacher's salient channel features change from a shallow to a deep layer.
+
+Zou et al., "Graph Flow: Cross-layer Graph Flow Distillation for Dual Efficient Medical Image Segmentation", IEEE TMI
+2022, arXiv 2203.08667. The authors' loss file is not public; the formula is the best fit to the published weights,
+ablation and figures:
+
+    v_k   = the p x p window of channel k around its maximum                         (salience graph, vertices)
+    E     = V V^T                                                                    (salience graph, edges)
+    dV    = V_deep - V_shallow,  dE = E_deep - E_shallow                             (variation graph)
+    L_V   = || dV_student - dV_teacher ||^2,  L_E = || dE_student - dE_teacher ||^2
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.errors import InputError
+
+EDGES = ("dot", "cosine")
+REDUCTIONS = ("sum", "mean")
+NODE_NORMS = ("none", "l2")
+
+
+class Graph(NamedTuple):
+    """A complete graph with one node per channel: vertices (B, C, p*p) and edges (B, C, C), at least float32."""
+
+    vertices: torch.Tensor
+    edges: torch.Tensor
+
+
+def salient_windows(features: torch.Tensor, patch: int) -> torch.Tensor:
+    """Return the patch x patch window of each channel around its maximum, zero outside the map.
+
+    Args:
+        features: (B, C, H, W); the position of the maximum is not differentiated, the values in the window are.
+        patch: odd side of the window.
+
+    Returns:
+        (B, C, patch * patch), float32 (float64 stays).
+    """
+    height, width = features.shape[-2:]
+    flat = features.flatten(2)
+    position = flat.detach().argmax(dim=-1, keepdim=True)
+    reach = torch.arange(patch, device=features.device) - patch // 2
+    rows = position.div(width, rounding_mode="floor") + reach.repeat_interleave(patch)
+    columns = position % width + reach.repeat(patch)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    # Reading a clamped place and masking it spares a padded copy of the whole feature map.
+    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    values = flat.gather(2, index)
+    return values.to(torch.promote_types(values.dtype, torch.float32)) * inside
+
+
+def salience_graph(features: torch.Tensor, patch: int = 3, edge: str = "dot", node_norm: str = "none") -> Graph:
+    """Return the salience graph of a feature map (B, C, H, W): one node per channel, an edge between any two."""
+    vertices = salient_windows(features, patch)
+    unit = F.normalize(vertices, dim=-1) if edge == "cosine" or node_norm == "l2" else vertices
+    ends = unit if edge == "cosine" else vertices
+    return Graph(unit if node_norm == "l2" else vertices, torch.bmm(ends, ends.transpose(1, 2)))
+
+
+def variation_graph(shallow: Graph, deep: Graph) -> Graph:
+    """Return the change from the shallow to the deep salience graph, node by node and edge by edge."""
+    return Graph(deep.vertices - shallow.vertices, deep.edges - shallow.edges)
+
+
+class GraphFlowLoss(nn.Module):
+    """Squared differences of the student's and the teacher's variation graphs.
+
+    Args:
+        patch: odd side of the salient window; 3 in the paper's best fit, 9 its alternative.
+        edge: "dot" (paper) or "cosine" (free of the scale of the activations).
+        reduction: "sum" over batch, nodes and values (paper) or "mean" (free of batch, channel count and patch).
+        node_norm: "none" (paper) or "l2" (each vertex of unit length).
+
+    Raises:
+        InputError: an option is unknown or the patch is even.
+    """
+
+    def __init__(self, patch: int = 3, edge: str = "dot", reduction: str = "sum", node_norm: str = "none") -> None:
+        super().__init__()
+        for name, value, known in (
+            ("edge", edge, EDGES),
+            ("reduction", reduction, REDUCTIONS),
+            ("node_norm", node_norm, NODE_NORMS),
+        ):
+            if value not in known:
+                raise InputError(f"graph flow: {name} is '{value}'; choose one of {', '.join(known)}")
+        if patch < 1 or patch % 2 == 0:
+            raise InputError(f"graph flow: patch is {patch}; it must be odd and positive")
+        self.patch, self.edge, self.reduction, self.node_norm = patch, edge, reduction, node_norm
+
+    def forward(
+        self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the vertices loss and the edges loss, float32 scalars; no gradient reaches `teacher`.
+
+        Args:
+            student: shallow and deep feature map, each (B, C, h, w).
+            teacher: the same of the teacher, after its paraphrasers; equal B and C, any h and w.
+
+        Raises:
+            ValueError: batch or channel counts differ (a variation graph has one node per channel).
+        """
+        for student_map, teacher_map in zip(student, teacher, strict=True):
+            if student_map.shape[:2] != teacher_map.shape[:2]:
+                raise ValueError(
+                    f"graph flow compares maps of equal batch and channels, got {tuple(student_map.shape)} of the "
+                    f"student and {tuple(teacher_map.shape)} of the teacher; a paraphraser brings the teacher's channels down"
+                )
+        student_graph = self._variation(student)
+        with torch.no_grad():
+            teacher_graph = self._variation(teacher)
+        vertices, edges = (
+            F.mse_loss(of_student, of_teacher, reduction=self.reduction)
+            for of_student, of_teacher in zip(student_graph, teacher_graph, strict=True)
+        )
+        return vertices, edges
+
+    def _variation(self, features: tuple[torch.Tensor, ...]) -> Graph:
+        with torch.autocast(features[0].device.type, enabled=False):  # sums of fourth powers overflow half precision
+            shallow, deep = (salience_graph(tap, self.patch, self.edge, self.node_norm) for tap in features)
+            return variation_graph(shallow, deep)
+
+
+class GraphFlow(DistillationMethod):
+    """The graph terms of Graph Flow as a method: the teacher's taps pass frozen paraphrasers, the student's do not.
+
+    Args:
+        loss: how variation graphs are compared.
+        paraphrasers: (shallow, deep) trained encoders of the teacher's taps, or None where teacher and student taps
+            have equal channels and are compared as they are.
+        vertices: weight of the vertices term.
+        edges: weight of the edges term.
+    """
+
+    def __init__(
+        self, loss: GraphFlowLoss, paraphrasers: tuple[nn.Module, nn.Module] | None, vertices: float, edges: float
+    ) -> None:
+        super().__init__({"vertices": vertices, "edges": edges})
+        self.loss = loss
+        self.paraphrasers = nn.ModuleList(paraphrasers or ()).eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> GraphFlow:
+        """Keep the paraphrasers frozen whatever the mode."""
+        super().train(mode)
+        self.paraphrasers.eval()
+        return self
+
+    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the terms `vertices` and `edges`."""
+        factors = teacher.features
+        if len(self.paraphrasers):
+            with torch.no_grad():
+                factors = tuple(p.encode(tap) for p, tap in zip(self.paraphrasers, factors, strict=True))
+        vertices, edges = self.loss(student.features, factors)
+        return {"vertices": vertices, "edges": edges}

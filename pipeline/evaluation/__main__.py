@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score label maps that any tool wrote: Dice, HD95 in mm and volumes for each organ, as tables and on the console."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.dataset import Dataset, load_dataset
+from pipeline.data.volumes import read_label
+from pipeline.errors import InputError, run_command
+from pipeline.evaluation.matching import CasePair, Matching, match_cases
+from pipeline.evaluation.provenance import describe_case, describe_run
+from pipeline.evaluation.report import (
+    PROTOCOLS,
+    Protocol,
+    check_output_folder,
+    protocol_named,
+    report_table,
+    write_report,
+)
+
+_logger = logging.getLogger(__name__)
+_MOST_LISTED = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score what the command line names; returns exit code 0."""
+    options = _parser().parse_args(arguments)
+    started = time.perf_counter()
+    dataset = None if options.dataset is None else load_dataset(options.dataset)
+    matching = match_cases(Path(options.predictions), Path(options.labels), options.allow_missing)
+    protocol = protocol_named(options.protocol)
+    check_output_folder(options.output)
+    organs = dataset.organs if dataset is not None else organs_of_labels(matching.pairs)
+    scores, cases = score_pairs(matching.pairs, organs, protocol, dataset is None or dataset.spacing_known)
+    rows = write_report(
+        options.output,
+        protocol,
+        scores,
+        {
+            **_inputs(options, dataset, matching),
+            **describe_run(),
+            "cases": cases,
+            "timings": {"total_seconds": round(time.perf_counter() - started, 3)},
+        },
+    )
+    _warn_of_gaps(matching, dataset)
+    print(report_table(rows))
+    print(f"cases scored: {len(matching.pairs)}; report in {options.output}")
+    return 0
+
+
+def organs_of_labels(pairs: Sequence[CasePair]) -> dict[int, str]:
+    """Return `{value: "label_value"}` for every value in the label files, where no dataset names the organs.
+
+    Raises `InputError` if all labels are empty.
+    """
+    values: set[int] = set()
+    for pair in pairs:
+        counts = np.bincount(read_label(pair.label).array.ravel(order="K"), minlength=1)
+        values.update(int(value) for value in np.flatnonzero(counts) if value != 0)
+    if not values:
+        raise InputError(f"no label file holds an organ, all voxels are 0 ({pairs[0].label.parent}); check the labels")
+    return {value: f"label_{value}" for value in sorted(values)}
+
+
+def score_pairs(
+    pairs: Sequence[CasePair], organs: dict[int, str], protocol: Protocol, spacing_known: bool = True
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Return the score rows of all cases and their entries in the summary.
+
+    Raises one `InputError` that tells of every case that cannot be scored: unreadable, on another grid than its label,
+    or with values that name no organ.
+    """
+    scores: list[Any] = []
+    cases: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for pair in pairs:
+        try:
+            rows, entry = _score_pair(pair, organs, protocol, spacing_known)
+        except InputError as error:
+            problems.append(f"case {pair.case}: {error}")
+            continue
+        scores += rows
+        cases.append(entry)
+    if problems:
+        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise InputError(
+            f"{len(problems)} of {len(pairs)} cases cannot be scored: {'; '.join(problems[:_MOST_LISTED])}{more}"
+        )
+    return scores, cases
+
+
+def _score_pair(
+    pair: CasePair, organs: dict[int, str], protocol: Protocol, spacing_known: bool
+) -> tuple[list[Any], dict[str, Any]]:
+    started = time.perf_counter()
+    known = {0, *organs}
+    label = read_label(pair.label, labels=known)
+    prediction = read_label(pair.prediction, like=label, labels=known)
+    read = time.perf_counter()
+    spacing_mm = label.spacing_mm if spacing_known else None
+    rows = protocol.score(pair.case, prediction.array, label.array, organs, spacing_mm)
+    seconds = {"reading": read - started, "scoring": time.perf_counter() - read}
+    return rows, describe_case(pair.case, label.array.shape, spacing_mm, **seconds)
+
+
+def _inputs(options: argparse.Namespace, dataset: Dataset | None, matching: Matching) -> dict[str, Any]:
+    return {
+        "dataset": None if dataset is None else dataset.name,
+        "predictions": options.predictions,
+        "labels": options.labels,
+        "missing_predictions": list(matching.missing),
+        "predictions_without_label": list(matching.extra),
+    }
+
+
+def _warn_of_gaps(matching: Matching, dataset: Dataset | None) -> None:
+    if matching.missing or matching.extra:
+        _logger.warning(
+            "not scored: %d labels without prediction (%s), %d predictions without label (%s)",
+            len(matching.missing),
+            ", ".join(matching.missing) or "none",
+            len(matching.extra),
+            ", ".join(matching.extra) or "none",
+        )
+    if dataset is not None and not dataset.spacing_known:
+        _logger.warning("dataset %s has no voxel size: distances in mm and volumes in ml stay empty", dataset.name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
+    parser.add_argument("--predictions", required=True, metavar="DIR_OR_FILE", help="label maps, CASE.nii.gz")
+    parser.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
+    parser.add_argument("--dataset", metavar="JSON_OR_DIR", help="dataset.json that names the organs")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
+    parser.add_argument(
+        "--protocol", choices=tuple(PROTOCOLS), default="mm", help="transunet: the published Synapse convention"
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="score the cases that have both files")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

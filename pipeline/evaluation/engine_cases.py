@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluator has just segmented, one case at a time, whether or not MONAI has taken the batch apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.utils.enums import CommonKeys
+
+from pipeline.errors import InputError
+from pipeline.evaluation import overlap
+
+CASE_KEY = "case"
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """One case of a batch.
+
+    `prediction` and `label`: label maps without batch and channel axes, (X, Y, Z) or (H, W) uint8, on the evaluator's
+    device. `spacing_mm`: one length for each axis, None if the label carries no affine. `case`: None if the batch has
+    no key `case`.
+    """
+
+    case: str | None
+    prediction: torch.Tensor
+    label: torch.Tensor
+    spacing_mm: tuple[float, ...] | None
+
+
+def engine_cases(engine: Engine) -> Iterator[EngineCase]:
+    """Yield the cases of `engine.state.output` (`pred`, `label`) and `engine.state.batch` (`case`).
+
+    Both states are a dictionary of batches, (B, 1, ...), or after decollation a list of dictionaries, (1, ...). Raises
+    `InputError` for what is no label map: more than one channel, or values that are not whole numbers in 0..255.
+    """
+    outputs, batch = _one_by_one(engine.state.output), engine.state.batch
+    for index, output in enumerate(outputs):
+        case = _case_name(batch, index)
+        missing = [key for key in (CommonKeys.PRED, CommonKeys.LABEL) if key not in output]
+        if missing:
+            raise InputError(f"the evaluator's output lacks {', '.join(missing)}; it has {', '.join(map(str, output))}")
+        prediction = _label_map("prediction", output[CommonKeys.PRED], case)
+        label = _label_map("label", output[CommonKeys.LABEL], case)
+        yield EngineCase(case, prediction, label, _spacing_mm(output[CommonKeys.LABEL], label.ndim))
+
+
+def tensor_confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> np.ndarray:
+    """Return `overlap.confusion_matrix` of two uint8 tensors; on a GPU it is counted there and only counts travel."""
+    if not prediction.is_cuda:
+        return overlap.confusion_matrix(prediction.cpu().numpy(), label.cpu().numpy(), classes)
+    if prediction.shape != label.shape or max(int(prediction.max()), int(label.max())) >= classes:
+        overlap.check_label_maps(prediction.cpu().numpy(), label.cpu().numpy(), classes)
+    return count_pairs(prediction, label.to(prediction.device), classes).cpu().numpy()
+
+
+def count_pairs(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the confusion matrix (classes, classes) int64 of two valid uint8 tensors, on their device."""
+    pair = (label.to(torch.int32) * classes + prediction).flatten()
+    counts = torch.bincount(pair[pair != 0], minlength=classes * classes)
+    counts[0] = label.numel() - counts[1:].sum()
+    return counts.reshape(classes, classes)
+
+
+def _one_by_one(output: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(output, Mapping):
+        return list(output)
+    length = len(output[CommonKeys.PRED]) if CommonKeys.PRED in output else 1
+    keys = [key for key in (CommonKeys.PRED, CommonKeys.LABEL) if key in output]
+    return [{key: output[key][index] for key in keys} for index in range(length)]
+
+
+def _case_name(batch: Any, index: int) -> str | None:
+    if isinstance(batch, Mapping):
+        names = batch.get(CASE_KEY)
+        return names if names is None or isinstance(names, str) else str(names[index])
+    return str(batch[index][CASE_KEY]) if CASE_KEY in batch[index] else None
+
+
+def _label_map(name: str, tensor: torch.Tensor, case: str | None) -> torch.Tensor:
+    plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+    if plain.shape[0] != 1:
+        raise InputError(
+            f"{name} of case {case} has {plain.shape[0]} channels; give a label map (argmax of the classes)"
+        )
+    plain = plain[0].detach()
+    if plain.dtype == torch.uint8:
+        return plain
+    whole = plain.to(torch.uint8)
+    # NaN, probabilities, negative and large values all come back changed.
+    if not torch.equal(whole.to(plain.dtype), plain):
+        raise InputError(f"{name} of case {case} is no label map: it holds other values than whole numbers in 0..255")
+    return whole
+
+
+def _spacing_mm(label: torch.Tensor, axes: int) -> tuple[float, ...] | None:
+    if not isinstance(label, MetaTensor):
+        return None
+    affine = np.asarray(label.affine.cpu(), dtype=np.float64)
+    return tuple(float(length) for length in np.linalg.norm(affine[:-1, :axes], axis=0))

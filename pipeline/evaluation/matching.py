@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which prediction belongs to which label: by case id, the file name without its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.volumes import SUFFIXES, scan_suffix
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class CasePair:
+    """The two files of one case."""
+
+    case: str
+    prediction: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Pairs by case id, labels that nobody predicted, and predictions that have no label."""
+
+    pairs: tuple[CasePair, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def match_cases(predictions: Path, labels: Path, allow_missing: bool = False) -> Matching:
+    """Match label maps of two folders by case id; two files are a pair whatever their names.
+
+    Files of unknown formats and hidden files are passed over. Raises `InputError` for a path that does not exist, a
+    folder without label maps, one id twice in a folder, one file on both sides, nothing in common, and, unless
+    `allow_missing`, for cases that have one of the two files alone, all of them listed.
+    """
+    predicted, labelled = _files(predictions), _files(labels)
+    if predictions.is_file() and labels.is_file():
+        return Matching((_pair(case_id(labels), predictions, labels),), (), ())
+    common = sorted(predicted.keys() & labelled.keys())
+    missing = tuple(sorted(labelled.keys() - predicted.keys()))
+    extra = tuple(sorted(predicted.keys() - labelled.keys()))
+    if not common:
+        raise InputError(
+            f"no case id is in both {predictions} ({', '.join(extra)}) and {labels} ({', '.join(missing)}); "
+            "name predictions as their labels"
+        )
+    if (missing or extra) and not allow_missing:
+        parts = [f"no prediction for {', '.join(missing)}"] if missing else []
+        parts += [f"no label for {', '.join(extra)}"] if extra else []
+        raise InputError(
+            f"{' and '.join(parts)} ({predictions} against {labels}); "
+            "add the files, or score the rest with --allow-missing"
+        )
+    return Matching(tuple(_pair(case, predicted[case], labelled[case]) for case in common), missing, extra)
+
+
+def case_id(path: Path) -> str:
+    """Return the file name without `.nii.gz`, `.nii`, `.nrrd`, `.mha` or another known suffix."""
+    return path.name[: -len(scan_suffix(path) or "") or None]
+
+
+def _pair(case: str, prediction: Path, label: Path) -> CasePair:
+    if prediction.samefile(label):
+        raise InputError(f"{prediction} is both prediction and label of case {case}; give two different files")
+    return CasePair(case, prediction, label)
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Return case id to file for a folder or a single file."""
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}; check the path")
+    found = [path] if path.is_file() else sorted(path.iterdir())
+    files: dict[str, Path] = {}
+    for file in found:
+        if file.name.startswith(".") or not file.is_file() or scan_suffix(file) is None:
+            continue
+        other = files.setdefault(case_id(file), file)
+        if other is not file:
+            raise InputError(f"{other} and {file.name} are one case by name; keep one of them")
+    if not files:
+        raise InputError(f"{path} holds no label map; give {', '.join(SUFFIXES)}")
+    return files

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where figures come from: checkpoint, versions, command and machine, for `summary.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import InputError
+from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+
+_PACKAGES = ("monai", "torch", "numpy", "scipy", "nibabel", "pytorch-ignite")
+_BLOCK = 1 << 20
+
+
+def describe_run(
+    checkpoint: str | os.PathLike[str] | None = None, seeds: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Return command, checkpoint with its SHA-256, seeds, versions and machine, as JSON primitives.
+
+    Raises `InputError` for a checkpoint that cannot be read.
+    """
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "checkpoint": None if checkpoint is None else {"path": str(checkpoint), "sha256": sha256_of(checkpoint)},
+        "seeds": {**(seeds or {}), "bootstrap": BOOTSTRAP_SEED},
+        "bootstrap_resamples": BOOTSTRAP_RESAMPLES,
+        "versions": {
+            "pipeline": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count()},
+    }
+
+
+def describe_case(
+    case: str, shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None, **seconds: float
+) -> dict[str, Any]:
+    """Return a case's entry in the summary: shape, spacing and the seconds of each step."""
+    return {
+        "case": case,
+        "shape": list(shape),
+        "spacing_mm": None if spacing_mm is None else [round(float(length), 6) for length in spacing_mm],
+        "seconds": {step: round(value, 4) for step, value in seconds.items()},
+    }
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file in hexadecimal; `InputError` if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(Path(path), "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    return digest.hexdigest()
+
+
+def json_number(value: float | None) -> float | None:
+    """Return a number for JSON: None for inf and NaN, which JSON cannot hold; counts beside it tell the two apart."""
+    return value if value is None or math.isfinite(value) else None

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row an organ over all cases, and the mean of the organs: what a results table shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.evaluation.scores import ABSENT, STATUSES, OrganScore
+from pipeline.evaluation.statistics import bootstrap_ci, macro_mean
+
+MEAN_ROW = "mean"
+
+
+@dataclass(frozen=True)
+class OrganSummary:
+    """One organ over all cases, or the mean of the organs.
+
+    Every mean is over the cases that have the organ in label or prediction (ok, missed and false_positive), and the
+    counts say how many those are. `dice_std` is the sample deviation over cases, `dice_ci95_*` the bootstrap interval
+    of the mean. `hd95_mm_mean` and `hd95_mm_median` take inf as it stands: one missed organ makes the mean inf, since a
+    mean of the found ones alone would reward missing the hard ones. `hd95_penalised_mm_mean` puts the diagonal of the
+    volume in place of inf. `volume_error_ml_mean` is signed, prediction minus label. NaN: nothing to average.
+
+    In the row `mean`, every mean and median is the mean over organs, `n_cases` is the number of cases, the other counts
+    are totals, and `dice_std` and `dice_ci95_*` are of the cases' own mean Dice and of whole cases drawn.
+    """
+
+    organ: str
+    label: int | None
+    n_cases: int
+    n_ok: int
+    n_missed: int
+    n_false_positive: int
+    n_absent: int
+    dice_mean: float
+    dice_std: float
+    dice_ci95_low: float
+    dice_ci95_high: float
+    hd95_mm_mean: float
+    hd95_mm_median: float
+    hd95_penalised_mm_mean: float
+    volume_error_ml_mean: float
+
+
+class HasStatus(Protocol):
+    """A score row of any protocol."""
+
+    @property
+    def status(self) -> str:
+        """One of `STATUSES`."""
+
+
+def count_statuses(scores: Sequence[HasStatus]) -> dict[str, int]:
+    """Return `n_ok`, `n_missed`, `n_false_positive` and `n_absent` of some scores."""
+    return {f"n_{status}": sum(score.status == status for score in scores) for status in STATUSES}
+
+
+def summarise_organs(scores: Sequence[OrganScore]) -> list[OrganSummary]:
+    """Return one row for each organ, by label value, and the row `mean` last."""
+    by_organ = {value: [score for score in scores if score.label == value] for value in _values(scores)}
+    rows = [_summarise_organ(mine) for mine in by_organ.values()]
+    return [*rows, _mean_row(rows, scores)]
+
+
+def dice_table(scores: Sequence[OrganScore]) -> np.ndarray:
+    """Return Dice as (cases, organs) float, cases by name, organs by label value, NaN where the organ is absent."""
+    rows = {case: index for index, case in enumerate(sorted({score.case for score in scores}))}
+    columns = {value: index for index, value in enumerate(_values(scores))}
+    table = np.full((len(rows), len(columns)), np.nan)
+    for score in scores:
+        table[rows[score.case], columns[score.label]] = score.dice
+    return table
+
+
+def _values(scores: Sequence[OrganScore]) -> list[int]:
+    return sorted({score.label for score in scores})
+
+
+def _summarise_organ(scores: Sequence[OrganScore]) -> OrganSummary:
+    present = [score for score in scores if score.status != ABSENT]
+    dice = np.array([score.dice for score in present])
+    hd95 = np.array([score.hd95_mm for score in present])
+    low, high = bootstrap_ci(dice)
+    return OrganSummary(
+        organ=scores[0].organ,
+        label=scores[0].label,
+        n_cases=len(scores),
+        **count_statuses(scores),
+        dice_mean=_mean(dice),
+        dice_std=_deviation(dice),
+        dice_ci95_low=low,
+        dice_ci95_high=high,
+        hd95_mm_mean=_mean(hd95),
+        hd95_mm_median=float(np.median(hd95)) if hd95.size else np.nan,
+        hd95_penalised_mm_mean=_mean([score.hd95_penalised_mm for score in present]),
+        volume_error_ml_mean=_mean([score.volume_prediction_ml - score.volume_label_ml for score in present]),
+    )
+
+
+def _mean_row(rows: Sequence[OrganSummary], scores: Sequence[OrganScore]) -> OrganSummary:
+    table = dice_table(scores)
+    counted = table[~np.isnan(table).all(axis=1)]
+    low, high = bootstrap_ci(table)
+    return OrganSummary(
+        organ=MEAN_ROW,
+        label=None,
+        n_cases=len(table),
+        **count_statuses(scores),
+        dice_mean=macro_mean(table),
+        dice_std=_deviation(np.array([macro_mean(case[None]) for case in counted])),
+        dice_ci95_low=low,
+        dice_ci95_high=high,
+        hd95_mm_mean=_mean_of_organs([row.hd95_mm_mean for row in rows]),
+        hd95_mm_median=_mean_of_organs([row.hd95_mm_median for row in rows]),
+        hd95_penalised_mm_mean=_mean_of_organs([row.hd95_penalised_mm_mean for row in rows]),
+        volume_error_ml_mean=_mean_of_organs([row.volume_error_ml_mean for row in rows]),
+    )
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+
+
+def _mean_of_organs(means: Sequence[float]) -> float:
+    """Return the mean over the organs that any case has; `n_absent` says which have none."""
+    return _mean([mean for mean in means if not np.isnan(mean)])

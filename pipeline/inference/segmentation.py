@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a scan to a label map on its own grid: one volume in memory, or files and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from monai.engines import SupervisedEvaluator
+
+from pipeline.data.volumes import Volume, from_ras
+from pipeline.errors import InputError
+from pipeline.inference.label_map_writer import LabelMapWriter
+from pipeline.inference.scans import Inputs, ScanDataset, ras_tensor, scan_loader
+from pipeline.inference.slicewise import SliceWiseInferer
+
+
+class Model(Protocol):
+    """What segmenting needs of a checkpoint; `pipeline.networks.load_model` returns it."""
+
+    network: torch.nn.Module
+    network_arguments: Mapping[str, Any]
+    labels: Mapping[int, str]
+    intensity: Mapping[str, Any]
+    size: int
+    sha256: str
+
+
+def inferer_of(model: Model, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> SliceWiseInferer:
+    """Return the inferer with the size and the intensity rule that `model` was trained on.
+
+    Raises `InputError` for a model of colour images.
+    """
+    channels = model.network_arguments.get("in_channels", 1)
+    if channels != 1:
+        raise InputError(f"the checkpoint takes {channels} channels, a scan has one; choose one trained on scans")
+    return SliceWiseInferer(model.size, model.intensity, slices_per_chunk, amp_dtype)
+
+
+def segment(volume: Volume, model: Model, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> np.ndarray:
+    """Return the label map (x, y, z) uint8 of a scan, voxel for voxel on the scan's own grid and in its own order.
+
+    Raises `InputError` for logits that are not finite and for a model of colour images.
+    """
+    inferer = inferer_of(model, slices_per_chunk, amp_dtype)
+    labels = inferer(ras_tensor(volume).as_tensor()[None], model.network.eval())
+    return from_ras(labels[0, 0].numpy(), volume.affine)
+
+
+def segment_files(
+    inputs: Inputs,
+    output_dir: str | os.PathLike[str],
+    model: Model,
+    slices_per_chunk: int = 16,
+    amp_dtype: str | None = None,
+) -> int:
+    """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
+
+    Writes `CASE.nii.gz`, `CASE.json` and `failures.csv`. Scans that cannot be read are recorded and passed over: the
+    code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is given and
+    fails, and for what concerns all: the folder, the names, the model.
+    """
+    scans = ScanDataset(inputs)
+    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
+        val_data_loader=scan_loader(scans),
+        network=model.network,
+        inferer=inferer_of(model, slices_per_chunk, amp_dtype),
+        val_handlers=[writer],
+        decollate=False,
+    )
+    evaluator.run()
+    return writer.exit_code

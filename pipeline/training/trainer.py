@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trainer for teacher, student alone and distilled student, so that the control differs by the distillation only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
+
+from pipeline.distillation import Distiller
+from pipeline.errors import InputError
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DistillationTrainer(SupervisedTrainer):
+    """MONAI's supervised trainer with mixed precision on any device, batched augmentation and distillation terms.
+
+    Each iteration: move the batch to the device, augment it there, run the student, add the weighted terms of the
+    distiller to the segmentation loss, step the optimizer, let the distiller train its own parts (discriminator).
+    `engine.state.output` holds `image`, `label`, `pred`, `loss` and `terms`: every unweighted term by name, detached.
+
+    It departs from the parent in three ways. Its `amp` is CUDA only, creates its scaler in `run` (so that no resumed
+    run can restore it) and scales bfloat16 too: here `precision` works on every device and the scaler exists from the
+    start, for float16 alone. It does not decollate, which doubles the time of a small step. Losses run in float32.
+
+    Args:
+        distiller: terms to add, or None for training with labels alone.
+        augmentation: maps (images, labels) of a batch on the device, or None.
+        precision: "float32", "bfloat16" or "float16" (CUDA only).
+        kwargs: arguments of `SupervisedTrainer`, but not `amp` and `decollate`.
+
+    Raises:
+        InputError: unknown precision, float16 without CUDA, or a loss term that is not finite during training.
+    """
+
+    def __init__(
+        self,
+        *,
+        distiller: Distiller | None = None,
+        augmentation: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        precision: str = "float32",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(amp=False, decollate=False, **kwargs)
+        self.distiller, self.augmentation = distiller, augmentation
+        device = self.state.device
+        if precision not in PRECISIONS:
+            raise InputError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+        if precision == "float16" and device.type != "cuda":
+            raise InputError("precision float16 needs a CUDA device; use bfloat16 or float32 here")
+        self.dtype = PRECISIONS[precision]
+        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+    def run(self) -> None:
+        """Train until `max_epochs`; a run that was resumed after its last epoch has nothing left to do.
+
+        Ignite starts such a run anew from epoch 0.
+        """
+        if self.state.epoch >= self.state.max_epochs:
+            self.logger.info("all %d epochs are done already", self.state.max_epochs)
+            return
+        super().run()
+
+    def _iteration(self, engine: DistillationTrainer, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
+        images, labels = self._batch_on_device(batchdata)
+        self.network.train()
+        if self.distiller is not None:
+            self.distiller.train()
+        engine.state.output = {Keys.IMAGE: images, Keys.LABEL: labels}
+        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            loss, terms = self._losses(images, labels)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        self._step(loss)
+        if self.distiller is not None and self._optimizer_steps():
+            terms.update(self.distiller.after_step())
+        engine.state.output[Keys.LOSS] = loss.detach()
+        engine.state.output["terms"] = {name: term.detach() for name, term in terms.items()}
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def _batch_on_device(self, batchdata: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        images, labels = (torch.as_tensor(part) for part in batch[:2])
+        return self.augmentation(images, labels) if self.augmentation is not None else (images, labels)
+
+    def _losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        prediction = self.inferer(images, self.network)
+        self.state.output[Keys.PRED] = prediction
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        with torch.autocast(images.device.type, enabled=False):
+            segmentation = self.loss_function(_float32(prediction), labels)
+        terms = {"segmentation": segmentation}
+        loss = segmentation
+        if self.distiller is not None:
+            distillation = self.distiller(images, labels, prediction)
+            loss = loss + self.distiller.total(distillation)
+            terms.update(distillation)
+        self._check_finite(loss, terms)
+        return loss, {**terms, "total": loss}
+
+    def _check_finite(self, loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
+        if torch.isfinite(loss):
+            return
+        broken = [name for name, term in terms.items() if not torch.isfinite(term)] or ["total"]
+        raise InputError(
+            f"the loss term '{broken[0]}' is {terms.get(broken[0], loss).item()} at iteration {self.state.iteration}: "
+            "lower --learning_rate or the weight of that term, or train in float32"
+        )
+
+    def _step(self, loss: torch.Tensor) -> None:
+        if (self.state.iteration - 1) % self.accumulation_steps == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.grad_scaler.scale(loss / self.accumulation_steps).backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self._optimizer_steps():
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def _optimizer_steps(self) -> bool:
+        return self.state.iteration % self.accumulation_steps == 0
+
+
+def _float32(prediction: Any) -> Any:
+    """Cast a tensor, or each tensor of nested tuples, to float32."""
+    if isinstance(prediction, torch.Tensor):
+        return prediction.float()
+    return tuple(_float32(part) for part in prediction)

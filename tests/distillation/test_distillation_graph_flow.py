@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph Flow: values derived by hand, the identities of the method, then bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pipeline.distillation import GraphFlow, GraphFlowLoss, Tapped, salience_graph, variation_graph
+from pipeline.distillation.graph_flow import salient_windows
+from pipeline.errors import InputError
+from torch import nn
+
+
+def taps(seed: int, channels: int = 5, size: int = 8, batch: int = 2, **kwargs: object) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(batch, channels, size, size, generator=generator, dtype=torch.float64).to(**kwargs)
+        for _ in range(2)
+    )
+
+
+def test_window_is_cut_around_the_maximum_and_zero_outside():
+    features = torch.arange(16.0).reshape(1, 1, 4, 4)  # the maximum, 15, is the last corner
+    assert salient_windows(features, 3).tolist() == [[[10, 11, 0, 14, 15, 0, 0, 0, 0]]]
+
+
+def test_first_of_equal_maxima_is_taken_and_each_channel_has_its_own():
+    features = torch.zeros(1, 2, 3, 3)
+    features[0, 1, 1, 1] = 2
+    assert salient_windows(features, 1).tolist() == [[[0], [2]]]
+
+
+def test_graphs_and_losses_by_hand():
+    """Two channels, patch 1: vertices are the maxima, so every number can be worked out on paper."""
+    shallow, deep = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
+    shallow[0, 0, 0, 0], shallow[0, 1, 1, 1] = 1, 2
+    deep[0, 0, 1, 0], deep[0, 1, 0, 1] = 3, 5
+    graph = salience_graph(shallow, patch=1)
+    assert graph.vertices.tolist() == [[[1], [2]]]
+    assert graph.edges.tolist() == [[[1, 2], [2, 4]]]
+    change = variation_graph(graph, salience_graph(deep, patch=1))
+    assert change.vertices.tolist() == [[[2], [3]]]
+    assert change.edges.tolist() == [[[8, 13], [13, 21]]]
+    nothing = (torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2))
+    vertices, edges = GraphFlowLoss(patch=1)((shallow, deep), nothing)
+    assert vertices == 2**2 + 3**2
+    assert edges == 8**2 + 2 * 13**2 + 21**2
+    vertices, edges = GraphFlowLoss(patch=1, reduction="mean")((shallow, deep), nothing)
+    assert vertices == (2**2 + 3**2) / 2
+    assert edges == (8**2 + 2 * 13**2 + 21**2) / 4
+
+
+def test_cosine_edges_by_hand():
+    features = torch.zeros(1, 2, 1, 3)
+    features[0, 0] = torch.tensor([[1.0, 3.0, 0.0]])
+    features[0, 1] = torch.tensor([[0.0, 4.0, 2.0]])
+    edges = salience_graph(features, patch=3, edge="cosine").edges
+    expected = 12 / (10**0.5 * 20**0.5)
+    torch.testing.assert_close(edges, torch.tensor([[[1, expected], [expected, 1]]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"edge": "cosine", "reduction": "mean", "node_norm": "l2"}, {"patch": 9}])
+class TestIdentities:
+    """What must hold for any features and any options."""
+
+    def test_zero_for_equal_features(self, options):
+        both = taps(0)
+        assert [float(term) for term in GraphFlowLoss(**options)(both, both)] == [0, 0]
+
+    def test_unchanged_by_one_permutation_of_all_channels(self, options):
+        student, teacher, order = taps(0), taps(1), torch.randperm(5)
+        loss = GraphFlowLoss(**options)
+        permuted = loss(tuple(tap[:, order] for tap in student), tuple(tap[:, order] for tap in teacher))
+        torch.testing.assert_close(permuted, loss(student, teacher))
+
+    def test_changed_by_a_permutation_of_the_student_alone(self, options):
+        student, teacher = taps(0), taps(1)
+        loss = GraphFlowLoss(**options)
+        assert loss(tuple(tap.flip(1) for tap in student), teacher)[0] != loss(student, teacher)[0]
+
+    def test_gradient_reaches_the_windows_of_the_student_alone(self, options):
+        student = tuple(tap.requires_grad_() for tap in taps(0, size=16))
+        teacher = tuple(tap.requires_grad_() for tap in taps(1, size=16))
+        vertices, edges = GraphFlowLoss(**options)(student, teacher)
+        (vertices + edges).backward()
+        reached = (student[0].grad != 0).flatten(2).sum(-1)
+        assert reached.max() <= options.get("patch", 3) ** 2
+        assert reached.min() > 0
+        assert all(tap.grad is None for tap in teacher)
+
+    def test_maps_of_different_size_are_compared(self, options):
+        assert all(torch.isfinite(term) for term in GraphFlowLoss(**options)(taps(0, size=8), taps(1, size=16)))
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_scaling_of_the_paper_form_is_quadratic_and_quartic(scale):
+    loss = GraphFlowLoss()
+    vertices, edges = loss(taps(0), taps(1))
+    scaled = loss(tuple(scale * tap for tap in taps(0)), tuple(scale * tap for tap in taps(1)))
+    torch.testing.assert_close(scaled, (vertices * scale**2, edges * scale**4), rtol=1e-4, atol=0)
+
+
+def test_cosine_edges_are_free_of_scale():
+    loss = GraphFlowLoss(edge="cosine")
+    scaled = tuple(7.0 * tap for tap in taps(0))
+    torch.testing.assert_close(loss(scaled, taps(1))[1], loss(taps(0), taps(1))[1])
+
+
+def test_mean_is_free_of_batch_size():
+    loss = GraphFlowLoss(edge="cosine", reduction="mean", node_norm="l2")
+    twice = [tuple(tap.repeat(2, 1, 1, 1) for tap in both) for both in (taps(0), taps(1))]
+    torch.testing.assert_close(loss(*twice), loss(taps(0), taps(1)))
+
+
+def test_half_precision_features_do_not_overflow():
+    large = tuple(100 * tap for tap in taps(0, dtype=torch.float16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vertices, edges = GraphFlowLoss()(large, taps(1, dtype=torch.float16))
+    assert edges.dtype == torch.float32
+    assert torch.isfinite(edges)
+    assert edges > torch.finfo(torch.float16).max  # it would have been infinite in half precision
+
+
+def test_gradient_equals_the_numerical_one():
+    student = tuple(tap.requires_grad_() for tap in taps(0, channels=2, size=4, batch=1))
+    teacher = taps(1, channels=2, size=4, batch=1)
+    assert torch.autograd.gradcheck(lambda *both: GraphFlowLoss()(both, teacher), student)
+
+
+class Halve(nn.Module):
+    """A stand-in for a paraphraser: keeps every second channel."""
+
+    def encode(self, tap: torch.Tensor) -> torch.Tensor:
+        return tap[:, ::2]
+
+
+def test_method_is_zero_when_the_student_equals_the_paraphrased_teacher():
+    teacher = Tapped(taps(0, channels=8), torch.zeros(1))
+    student = Tapped(tuple(Halve().encode(tap) for tap in teacher.features), torch.zeros(1))
+    method = GraphFlow(GraphFlowLoss(), (Halve(), Halve()), vertices=1.0, edges=1.0)
+    terms = method(student, teacher, torch.zeros(1))
+    assert {name: float(term) for name, term in terms.items()} == {"vertices": 0, "edges": 0}
+
+
+def test_channel_mismatch_names_both_shapes():
+    with pytest.raises(ValueError, match=r"\(2, 5, 8, 8\).*\(2, 6, 8, 8\).*paraphraser"):
+        GraphFlowLoss()(taps(0, channels=5), taps(0, channels=6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edge": "l1"}, "edge is 'l1'"),
+        ({"reduction": "max"}, "reduction"),
+        ({"patch": 4}, "odd"),
+        ({"patch": 0}, "odd"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        GraphFlowLoss(**options)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_must_be_finite_and_not_negative(weight):
+    with pytest.raises(InputError, match="weight of the loss term 'edges'"):
+        GraphFlow(GraphFlowLoss(), None, vertices=1.0, edges=weight)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: what one iteration does, that a resumed run equals one that never stopped, and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from ignite.engine import Events
+from pipeline.data import SliceAugmentation
+from pipeline.distillation import build_distiller
+from pipeline.errors import InputError
+from pipeline.training import DistillationTrainer, TrainingStateSaver, check_run_folder, record_run, segmentation_loss
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions with taps and dropout, so that random states matter."""
+
+    taps = ("shallow", "deep")
+    tap_channels = (4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shallow, self.deep, self.head = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 2, 1)
+        self.dropout = nn.Dropout2d(0.2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.dropout(torch.relu(self.deep(torch.relu(self.shallow(images)))))
+        return nn.functional.interpolate(self.head(features), size=images.shape[-2:])
+
+
+def batches(count: int = 6, size: int = 64, batch_size: int = 2) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 1, size, size, generator=generator)
+    items = [{"image": image, "label": (image > 0.5).byte()} for image in images]
+    sampler = DistributedSampler(items, num_replicas=1, rank=0, seed=0)
+    return DataLoader(items, batch_size=batch_size, sampler=sampler)
+
+
+def make_trainer(epochs, state_file=None, resume=False, distilled=True, decay=True, **options) -> DistillationTrainer:
+    torch.manual_seed(0)
+    network, teacher, loader = TinyNetwork(), TinyNetwork(), batches()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=4 * len(loader), power=0.9)
+    distiller = build_distiller("graph_flow", teacher, network, 2, total_steps=12) if distilled else None
+    trainer = DistillationTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=segmentation_loss("ce"),
+        distiller=distiller,
+        augmentation=SliceAugmentation("affine", seed=0),
+        **options,
+    )
+    if decay:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: schedule.step())
+    if state_file is not None:
+        TrainingStateSaver(state_file, schedule, resume=resume).attach(trainer)
+    return trainer
+
+
+def weights(trainer: DistillationTrainer) -> list[torch.Tensor]:
+    parts = [*trainer.network.state_dict().values()]
+    if trainer.distiller is not None:
+        parts += trainer.distiller.methods["adversary"].discriminator.state_dict().values()
+    return [part.clone() for part in parts]
+
+
+def test_output_holds_every_loss_term_and_their_weighted_sum():
+    trainer = make_trainer(1)
+    trainer.run()
+    terms = trainer.state.output["terms"]
+    assert set(terms) == {"segmentation", "logits", "vertices", "edges", "adversarial", "total", "discriminator"}
+    distillation = sum(trainer.distiller.weights[name] * terms[name] for name in trainer.distiller.weights)
+    torch.testing.assert_close(terms["total"], terms["segmentation"] + distillation)
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
+def test_without_a_distiller_it_is_plain_supervised_training():
+    trainer = make_trainer(1, distilled=False)
+    trainer.run()
+    assert set(trainer.state.output["terms"]) == {"segmentation", "total"}
+
+
+def test_weight_zero_of_all_terms_equals_supervised_training():
+    """Dropout is off here: the teacher's and the discriminator's draws would shift the student's."""
+    trainers = make_trainer(2), make_trainer(2, distilled=False)
+    for trainer in trainers:
+        trainer.network.dropout.p = 0.0
+    trainers[0].distiller.weights = dict.fromkeys(trainers[0].distiller.weights, 0.0)
+    for trainer in trainers:
+        trainer.run()
+    for with_zero, without in zip(*(trainer.network.parameters() for trainer in trainers), strict=True):
+        torch.testing.assert_close(with_zero, without, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_resumed_run_equals_one_that_never_stopped_to_the_bit(tmp_path, distilled):
+    straight = make_trainer(4, tmp_path / "straight.pt", distilled=distilled)
+    straight.run()
+    make_trainer(2, tmp_path / "last.pt", distilled=distilled).run()
+    torch.manual_seed(123)  # a new process starts from other random states
+    resumed = make_trainer(4, tmp_path / "last.pt", resume=True, distilled=distilled)
+    resumed.run()
+    assert all(torch.equal(one, other) for one, other in zip(weights(straight), weights(resumed), strict=True))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    make_trainer(2, tmp_path / "last.pt").run()
+    again = make_trainer(2, tmp_path / "last.pt", resume=True)
+    before = weights(again)
+    again.run()
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(again), strict=True))
+
+
+def test_accumulated_thirds_equal_the_whole_batch():
+    whole = make_trainer(1, distilled=False, decay=False)
+    thirds = make_trainer(1, distilled=False, decay=False, accumulation_steps=3)
+    for trainer in (whole, thirds):
+        trainer.network.dropout.p = 0.0
+        trainer.augmentation = None
+    whole.data_loader = batches(batch_size=6)
+    whole.state.epoch_length = 1
+    whole.run()
+    thirds.run()
+    for one, other in zip(whole.network.parameters(), thirds.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_trains_and_computes_the_loss_in_float32():
+    trainer = make_trainer(1, precision="bfloat16")
+    trainer.run()
+    assert trainer.state.output["loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"), [("float16", "needs a CUDA device"), ("half", "unknown precision 'half'")]
+)
+def test_impossible_precision_is_refused(precision, message):
+    if precision == "float16" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(InputError, match=message):
+        make_trainer(1, precision=precision)
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_term():
+    trainer = make_trainer(1, distilled=False)
+    with torch.no_grad():
+        trainer.network.head.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="loss term 'segmentation' is nan at iteration 1"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_resume_from_a_missing_or_broken_state_is_an_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"nothing to resume|cannot be read"):
+        make_trainer(1, tmp_path / "last.pt", resume=True)
+
+
+def test_resume_with_another_method_is_an_error(tmp_path):
+    make_trainer(1, tmp_path / "last.pt", distilled=False).run()
+    with pytest.raises(InputError, match="another network or method"):
+        make_trainer(2, tmp_path / "last.pt", resume=True, distilled=True)
+
+
+def test_run_folder_is_recorded_and_never_used_twice(tmp_path):
+    record_run(tmp_path / "run", {"network": "enet", "seed": 0})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"network": "enet", "seed": 0}
+    with pytest.raises(InputError, match="holds a run already"):
+        check_run_folder(tmp_path / "run")
+    check_run_folder(tmp_path / "run", resume=True)
+
+
+def test_losses_by_hand():
+    logits, labels = torch.zeros(1, 2, 1, 2), torch.tensor([[[[0, 1]]]])
+    torch.testing.assert_close(segmentation_loss("ce")(logits, labels), torch.tensor(2.0).log())
+    # Dice of the foreground: 1 - (2 * 0.5) / (0.5 + 0.5 + 1) = 0.5, beside the same cross-entropy.
+    expected = 0.5 + torch.tensor(2.0).log()
+    torch.testing.assert_close(segmentation_loss("dice_ce")(logits, labels), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="unknown loss"):
+        segmentation_loss("focal")
