@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+
 from pipeline.distillation import GraphFlowLoss, build_distiller
 from pipeline.networks import Paraphraser, build_network
 from pipeline.training import segmentation_loss

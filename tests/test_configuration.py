@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from pipeline.atomic import replace_when_complete, write_json
 from pipeline.configuration import check_overrides, start
 from pipeline.errors import InputError, input_error_behind
@@ -73,13 +74,9 @@ def test_missing_required_values_are_reported_together():
 
 
 def test_input_error_is_found_behind_wrappers():
-    try:
-        try:
-            raise InputError("the cause")
-        except InputError as error:
-            raise RuntimeError("wrapped") from error
-    except RuntimeError as error:
-        assert str(input_error_behind(error)) == "the cause"
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = InputError("the cause")
+    assert str(input_error_behind(wrapped)) == "the cause"
     assert input_error_behind(RuntimeError("a defect")) is None
 
 
@@ -111,9 +108,8 @@ def test_file_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "new" / "file.json"
     write_json(target, {"a": 1})
     assert target.read_text() == '{\n  "a": 1\n}\n'
-    with pytest.raises(RuntimeError), replace_when_complete(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), replace_when_complete(target) as temporary:
+        temporary.write_text(f"half {1 / 0}")
     assert target.read_text() == '{\n  "a": 1\n}\n'
     assert list(target.parent.iterdir()) == [target]
 

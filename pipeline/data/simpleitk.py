@@ -7,6 +7,7 @@ refused here: a header that gives no voxel size, and compressed MetaImage data t
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
@@ -40,12 +41,15 @@ def read_simpleitk(path: Path, max_bytes: int) -> Volume:
     Integers stay integers, floats become float32. Raises `InputError` for damaged files, other than one 3D frame of
     grey values, more than `max_bytes` of voxels, and headers without voxel size or (NRRD) anatomical space.
     """
-    notes = _check_nrrd_header(path) if path.suffix.lower() == ".nrrd" else _check_meta_header(path)
+    is_nrrd = path.suffix.lower() == ".nrrd"
+    notes = _check_nrrd_header(path) if is_nrrd else _check_meta_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         more = _check_information(path, reader, max_bytes)
+        if not is_nrrd:  # the NRRD library compares checksums itself
+            _check_meta_data(path, _promised_bytes(reader))
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {last_line(error)}; download or export it again") from error
@@ -92,13 +96,17 @@ def _check_information(path: Path, reader: sitk.ImageFileReader, max_bytes: int)
     if not is_grey(reader.GetPixelID()):
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise InputError(f"{path}: voxels of type {kind} are no grey values; save one channel of integers or floats")
-    promised = int(np.prod([int(length) for length in size], dtype=object)) * _GREY_TYPES[reader.GetPixelID()]
+    promised = _promised_bytes(reader)
     if promised > max_bytes:
         raise InputError(
             f"{path}: the header promises {promised} bytes of voxels, more than the limit of {max_bytes};"
             " check the file, or split the scan"
         )
     return [f"shape {text} read as 3D"] if len(size) > 3 else []
+
+
+def _promised_bytes(reader: sitk.ImageFileReader) -> int:
+    return math.prod(reader.GetSize()) * _GREY_TYPES[reader.GetPixelID()]
 
 
 def _header_fields(path: Path, end: bytes, separator: str) -> tuple[dict[str, str], int]:
@@ -122,36 +130,50 @@ def _check_nrrd_header(path: Path) -> list[str]:
     return [] if "space origin" in fields else ["no origin in the header: 0 taken"]
 
 
-def _check_meta_header(path: Path) -> list[str]:
-    """Refuse a MetaImage without voxel size, or whose compressed data do not unpack to what the header promises."""
-    fields, data_start = _header_fields(path, rb"^ElementDataFile *=.*\n?", "=")
+def _meta_fields(path: Path) -> tuple[dict[str, str], Path, int]:
+    """Return the header fields of a MetaImage, the file with its voxels, and the byte where they begin."""
+    fields, end = _header_fields(path, rb"^ElementDataFile *=.*\n?", "=")
     if "elementdatafile" not in fields:
         raise InputError(f"{path} has no ElementDataFile, so no voxels; give a MetaImage file")
+    name = fields["elementdatafile"]
+    local = name.upper() == "LOCAL"
+    return fields, path if local else path.parent / name, end if local else 0
+
+
+def _check_meta_header(path: Path) -> list[str]:
+    """Refuse a MetaImage without voxel size or without the one file of its voxels."""
+    fields, data, _ = _meta_fields(path)
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise InputError(f"{path}: no ElementSpacing, so no voxel size; write the true one into the header")
-    data_file = fields["elementdatafile"]
-    data = path if data_file.upper() == "LOCAL" else path.parent / data_file
-    if data_file.upper().startswith("LIST") or "%" in data_file:
+    if data.name.upper().startswith("LIST") or "%" in data.name:
         raise InputError(f"{path}: voxels spread over several files; save the scan as one .mha")
     if not data.is_file():
         raise InputError(f"{path}: its voxel file {data} is missing; put it beside the header")
-    if fields.get("compresseddata", "").lower().startswith("t"):
-        _check_deflate(path, data, data_start if data == path else 0)
     oriented = {"transformmatrix", "rotation", "orientation"} & fields.keys()
     return [] if oriented else ["no orientation in the header: axes taken as LPS"]
 
 
-def _check_deflate(path: Path, data: Path, offset: int) -> None:
-    """Unpack the stream, chunk by chunk and without keeping it, so that zlib compares its checksum."""
-    unpacker = zlib.decompressobj(wbits=47)  # zlib and gzip alike, as MetaIO takes both
+def _check_meta_data(path: Path, promised: int) -> None:
+    """Unpack compressed voxels to the end, without keeping them, so that zlib compares its checksum.
+
+    Raises `InputError` for damaged data and for more or less than `promised` bytes; unpacks no further than that.
+    """
+    fields, data, start = _meta_fields(path)
+    if not fields.get("compresseddata", "").lower().startswith("t"):
+        return
+    unpacker, count = zlib.decompressobj(wbits=47), 0  # zlib and gzip alike, as MetaIO takes both
     try:
         with open(data, "rb") as file:
-            file.seek(offset)
+            file.seek(start)
             packed = file.read(_CHUNK_BYTES)
-            while packed and not unpacker.eof:
-                unpacker.decompress(packed, _CHUNK_BYTES)
+            while packed and not unpacker.eof and count <= promised:
+                count += len(unpacker.decompress(packed, _CHUNK_BYTES))
                 packed = unpacker.unconsumed_tail or file.read(_CHUNK_BYTES)
     except zlib.error as error:
         raise InputError(f"{path}: damaged compressed data ({error}); download or export it again") from error
-    if not unpacker.eof:
-        raise InputError(f"{path}: the compressed data end early; download or export it again")
+    if count > promised:
+        raise InputError(f"{path}: more voxels than the {promised} bytes that its header promises; export it again")
+    if not unpacker.eof or count < promised:
+        raise InputError(
+            f"{path}: the compressed data end early, after {count} of {promised} bytes; download or export it again"
+        )

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import hashlib
 import inspect
 import json
 import os
 import re
 import shutil
+import threading
 import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +62,14 @@ def describe(part: Any, inside: tuple[int, ...] = ()) -> Any:
     if isinstance(part, np.ndarray | Tensor):
         values = np.ascontiguousarray(part)
         return [str(values.dtype), list(values.shape), hashlib.sha256(values.tobytes()).hexdigest()]
-    if isinstance(part, type | types.FunctionType | types.BuiltinFunctionType):
+    if isinstance(part, functools.partial):
+        return ["partial", *(describe(item, inside) for item in (part.func, part.args, part.keywords))]
+    if isinstance(part, types.MethodType):
+        return ["method", part.__name__, describe(part.__self__, inside)]
+    if isinstance(part, types.FunctionType):
+        cells = [describe(cell.cell_contents, inside) for cell in part.__closure__ or ()]
+        return [*_describe_code(part), describe(part.__defaults__, inside), cells]
+    if isinstance(part, type | types.BuiltinFunctionType):
         return _describe_code(part)
     if isinstance(part, np.random.RandomState | torch.Generator):
         return "random state"  # nothing deterministic depends on it
@@ -69,7 +78,9 @@ def describe(part: Any, inside: tuple[int, ...] = ()) -> Any:
 
 def _describe_object(part: Any, inside: tuple[int, ...]) -> Any:
     if hasattr(part, "__dict__"):
-        return [_describe_code(type(part)), {key: describe(value, inside) for key, value in vars(part).items()}]
+        # MONAI's transforms gain a thread-local flag when they first run; it says nothing about what they do.
+        state = {key: value for key, value in vars(part).items() if not isinstance(value, threading.local)}
+        return [_describe_code(type(part)), describe(state, inside)]
     text = repr(part)
     if re.search(r"\bat 0x[0-9a-f]+", text):
         raise InputError(f"the slice cache cannot describe {text} of the preprocessing; run without cache_dir")
@@ -84,7 +95,7 @@ def _describe_code(code: Any) -> list[str]:
     facts = [name]
     if isinstance(code, types.FunctionType):
         # Two lambdas of one source line differ only here.
-        facts += [code.__code__.co_code.hex(), str(code.__defaults__), str(code.__code__.co_names)]
+        facts += [code.__code__.co_code.hex(), str(code.__code__.co_names)]
         facts += [str(value) for value in code.__code__.co_consts if not isinstance(value, types.CodeType)]
     with contextlib.suppress(OSError, TypeError):
         facts.append(hashlib.sha256(inspect.getsource(code).encode()).hexdigest())

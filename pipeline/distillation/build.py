@@ -110,14 +110,14 @@ def _check_paraphrasers(
     if paraphrasers is None:
         if teacher.tap_channels != student.tap_channels:
             raise InputError(
-                f"graph_flow compares taps of {student.tap_channels} channels with the teacher's {teacher.tap_channels}: "
-                "train paraphrasers with the paraphrase config and pass --paraphraser FILE"
+                f"graph_flow compares taps of {student.tap_channels} channels with the teacher's "
+                f"{teacher.tap_channels}: train paraphrasers with the paraphrase config and pass --paraphraser FILE"
             )
         return
     takes = tuple(paraphraser.in_channels for paraphraser in paraphrasers)
     gives = tuple(paraphraser.factor_channels for paraphraser in paraphrasers)
     if takes != tuple(teacher.tap_channels) or gives != tuple(student.tap_channels):
         raise InputError(
-            f"the paraphrasers turn {takes} into {gives} channels, but the teacher's taps have {teacher.tap_channels} and "
-            f"the student's {student.tap_channels}: train paraphrasers for this pair with the paraphrase config"
+            f"the paraphrasers turn {takes} into {gives} channels, but the teacher's taps have {teacher.tap_channels} "
+            f"and the student's {student.tap_channels}: train paraphrasers for this pair with the paraphrase config"
         )

@@ -112,7 +112,7 @@ class GraphFlowLoss(nn.Module):
             if student_map.shape[:2] != teacher_map.shape[:2]:
                 raise ValueError(
                     f"graph flow compares maps of equal batch and channels, got {tuple(student_map.shape)} of the "
-                    f"student and {tuple(teacher_map.shape)} of the teacher; a paraphraser brings the teacher's channels down"
+                    f"student and {tuple(teacher_map.shape)} of the teacher; a paraphraser changes channels"
                 )
         student_graph = self._variation(student)
         with torch.no_grad():

@@ -2,8 +2,9 @@
 """Trained networks on whole scans, in bounded memory and with the scan's geometry kept."""
 
 from pipeline.inference.label_map_writer import FAILURES_FILE, LabelMapWriter
+from pipeline.inference.labelled_scans import LabelledScanDataset
 from pipeline.inference.scans import Failure, Scan, ScanDataset, find_scans, ras_tensor, scan_loader
-from pipeline.inference.segmentation import Model, inferer_of, segment, segment_files
+from pipeline.inference.segmentation import inferer_of, segment, segment_files
 from pipeline.inference.slicewise import AMP_DTYPES, SliceWiseInferer
 
 __all__ = [
@@ -11,7 +12,7 @@ __all__ = [
     "FAILURES_FILE",
     "Failure",
     "LabelMapWriter",
-    "Model",
+    "LabelledScanDataset",
     "Scan",
     "ScanDataset",
     "SliceWiseInferer",

@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from pipeline.atomic import replace_when_complete, write_json
 from pipeline.data.volumes import Volume, from_ras, label_counts, write_label_map
 from pipeline.errors import InputError
-from pipeline.inference.scans import Failure, ScanDataset
+from pipeline.inference.scans import Failure, ScanDataset, rank_and_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -126,12 +126,13 @@ class LabelMapWriter:
 
     def finish(self, _engine: Engine | None = None) -> None:
         """Write `failures.csv`: one row a scan that failed, the header alone when none did (on rank 0 for all)."""
-        if dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
+        rank, ranks = rank_and_ranks()
+        if ranks > 1:
+            gathered: list[Any] = [None] * ranks
             dist.all_gather_object(gathered, (self.scans.failures, self.written))
             self.scans.failures[:] = [failure for failures, _ in gathered for failure in failures]
             self.written[:] = [path for _, written in gathered for path in written]
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if rank == 0:
             self._write_failures()
 
     def _write_failures(self) -> None:
@@ -145,7 +146,7 @@ class LabelMapWriter:
 
     def _break_off(self, _engine: Engine, error: BaseException) -> None:
         """Keep the failures so far; other ranks may be gone, so nothing is gathered. The error goes on."""
-        if self.scans.failures and not dist.is_initialized():
+        if self.scans.failures and rank_and_ranks()[1] == 1:
             self._write_failures()
         raise error
 

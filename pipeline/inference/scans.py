@@ -88,6 +88,12 @@ def _case_of(path: Path) -> str:
     return os.path.basename(os.path.abspath(path)) if suffix is None else path.name[: -len(suffix)]
 
 
+def rank_and_ranks() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, (0, 1) outside torch.distributed."""
+    running = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+
+
 class ScanDataset(IterableDataset):
     """Reads scans one at a time: items are `{"image": MetaTensor (1, X, Y, Z) in RAS, raw values, "case": str}`.
 
@@ -106,7 +112,7 @@ class ScanDataset(IterableDataset):
         if get_worker_info() is not None:
             raise InputError("scans are read in the main process, which keeps the failures: set num_workers to 0")
         self.failures.clear()
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, ranks = rank_and_ranks()
         # A generator would hold each scan while it waits; map and filter keep none.
         return filter(None, map(self._read, self.scans[rank::ranks]))
 
@@ -158,8 +164,11 @@ def scan_loader(scans: ScanDataset) -> DataLoader:
 
 def _one_scan(items: list[dict[str, Any]]) -> dict[str, Any]:
     (item,) = items
-    image = item["image"]
-    batch = MetaTensor(image.as_tensor()[None], meta=default_collate([image.meta]))
-    batch.applied_operations = [image.applied_operations]
+    return {key: _as_batch(value) if isinstance(value, MetaTensor) else [value] for key, value in item.items()}
+
+
+def _as_batch(volume: MetaTensor) -> MetaTensor:
+    batch = MetaTensor(volume.as_tensor()[None], meta=default_collate([volume.meta]))
+    batch.applied_operations = [volume.applied_operations]
     batch.is_batch = True
-    return {"image": batch, "case": [item["case"]]}
+    return batch

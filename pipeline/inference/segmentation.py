@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,31 +14,21 @@ from pipeline.errors import InputError
 from pipeline.inference.label_map_writer import LabelMapWriter
 from pipeline.inference.scans import Inputs, ScanDataset, ras_tensor, scan_loader
 from pipeline.inference.slicewise import SliceWiseInferer
+from pipeline.networks import SavedModel
 
 
-class Model(Protocol):
-    """What segmenting needs of a checkpoint; `pipeline.networks.load_model` returns it."""
-
-    network: torch.nn.Module
-    network_arguments: Mapping[str, Any]
-    labels: Mapping[int, str]
-    intensity: Mapping[str, Any]
-    size: int
-    sha256: str
-
-
-def inferer_of(model: Model, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> SliceWiseInferer:
+def inferer_of(model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> SliceWiseInferer:
     """Return the inferer with the size and the intensity rule that `model` was trained on.
 
     Raises `InputError` for a model of colour images.
     """
-    channels = model.network_arguments.get("in_channels", 1)
+    channels = model.network_arguments["in_channels"]
     if channels != 1:
         raise InputError(f"the checkpoint takes {channels} channels, a scan has one; choose one trained on scans")
     return SliceWiseInferer(model.size, model.intensity, slices_per_chunk, amp_dtype)
 
 
-def segment(volume: Volume, model: Model, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> np.ndarray:
+def segment(volume: Volume, model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> np.ndarray:
     """Return the label map (x, y, z) uint8 of a scan, voxel for voxel on the scan's own grid and in its own order.
 
     Raises `InputError` for logits that are not finite and for a model of colour images.
@@ -53,7 +41,7 @@ def segment(volume: Volume, model: Model, slices_per_chunk: int = 16, amp_dtype:
 def segment_files(
     inputs: Inputs,
     output_dir: str | os.PathLike[str],
-    model: Model,
+    model: SavedModel,
     slices_per_chunk: int = 16,
     amp_dtype: str | None = None,
 ) -> int:

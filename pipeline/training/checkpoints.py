@@ -63,7 +63,7 @@ class BestModelSaver:
 class TrainingStateSaver:
     """Trainer handler that writes the whole state of a run after every epoch and takes it up again on resume.
 
-    The file holds the student, optimizer, schedule, gradient scaler, the distiller's own parts, augmentation, all random
+    The file holds the network, optimizer, schedule, gradient scaler, the distiller's own parts, augmentation, random
     states, the position of the run and the best validation metric: as tensors and primitives, loadable with
     `weights_only=True`. A resumed run goes on as if it had never stopped.
 
@@ -142,7 +142,7 @@ class TrainingStateSaver:
             raise InputError(f"{self.path} cannot be read as a training state; start the run anew") from error
         if state["position"]["epoch_length"] != trainer.state.epoch_length:
             raise InputError(
-                f"{self.path} belongs to a run of {state['position']['epoch_length']} iterations an epoch, this one has "
+                f"{self.path} is of a run of {state['position']['epoch_length']} iterations an epoch, this one has "
                 f"{trainer.state.epoch_length}: resume with the same dataset and batch size"
             )
         try:

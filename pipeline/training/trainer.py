@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One trainer for teacher, student alone and distilled student, so that the control differs by the distillation only."""
+"""One trainer for teacher, student alone and distilled student: the control differs by the distillation only."""
 
 from __future__ import annotations
 

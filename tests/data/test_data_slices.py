@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices in memory: which voxel lands where, the disk cache, speed, and volumes that must be refused."""
 
+import functools
 import json
 import time
 
@@ -207,6 +208,8 @@ def test_the_key_follows_files_preprocessing_and_size(tmp_path):
     preprocessing = bundle_preprocessing()
     key = cache_key(entries, preprocessing, 8)
     assert cache_key(entries, bundle_preprocessing(), 8) == key
+    preprocessing(entries[0])
+    assert cache_key(entries, preprocessing, 8) == key, "running the transforms changes nothing"
     assert cache_key(entries, preprocessing, 9) != key
     preprocessing.transforms[-1].scaler.a_max = 300.0
     assert cache_key(entries, preprocessing, 8) != key
@@ -214,9 +217,28 @@ def test_the_key_follows_files_preprocessing_and_size(tmp_path):
     assert cache_key(entries, bundle_preprocessing(), 8) != key
 
 
-def test_the_key_follows_code_that_no_version_names():
-    entries = []
-    assert cache_key(entries, lambda item: item, 8) != cache_key(entries, lambda item: dict(item), 8)
+def clipped(item, most):
+    return item
+
+
+def with_closure(most):
+    return lambda item: min(item, most)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda item: item, lambda item: dict(item)),
+        (functools.partial(clipped, most=1), functools.partial(clipped, most=2)),
+        (with_closure(1), with_closure(2)),
+        (np.zeros(3), np.ones(3)),
+        ({"a": 1}, {"a": True}),
+        (InMemory({"a": 1}).__call__, InMemory({"a": 2}).__call__),
+    ],
+)
+def test_the_key_tells_preprocessings_apart(one, other):
+    assert cache_key([], one, 8) != cache_key([], other, 8)
+    assert cache_key([], one, 8) == cache_key([], one, 8)
 
 
 def test_the_key_of_something_that_cannot_be_described():

@@ -292,6 +292,14 @@ def test_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
         read_volume(path)
 
 
+@pytest.mark.parametrize(("depth", "message"), [(4, "more voxels than the 336 bytes"), (6, "after 420 of 504 bytes")])
+def test_compressed_data_of_another_length_are_refused(tmp_path: Path, depth: int, message: str) -> None:
+    path = tmp_path / "scan.mha"
+    path.write_bytes(written(path).replace(b"DimSize = 7 6 5", f"DimSize = 7 6 {depth}".encode()))
+    with pytest.raises(InputError, match=message):
+        read_volume(path)
+
+
 def test_nan_voxels_are_refused(tmp_path: Path) -> None:
     image = image_of("float32")
     image[1, 2, 3] = float("nan")

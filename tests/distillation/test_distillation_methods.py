@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from pipeline.distillation import (
     AdversarialDistillation,
     FeatureTaps,
@@ -18,7 +20,6 @@ from pipeline.distillation import (
 )
 from pipeline.errors import InputError
 from pipeline.networks import Discriminator, Paraphraser, build_network
-from torch import nn
 
 
 def test_logits_loss_by_hand():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+import torch.distributed as dist
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
@@ -323,3 +324,29 @@ def test_workers_are_refused_since_failures_would_be_lost(tmp_path: Path) -> Non
     save(tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match="set num_workers to 0"):
         list(DataLoader(ScanDataset(tmp_path / "a.nii.gz"), batch_size=1, num_workers=1))
+
+
+def segment_as_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    network = SimpleNamespace(
+        network=Threshold(),
+        network_arguments={"in_channels": 1},
+        labels=LABELS,
+        intensity=WINDOW,
+        size=8,
+        sha256="",
+    )
+    code = segment_files(f"{folder}/in", f"{folder}/out", network)
+    Path(folder, f"code{rank}").write_text(str(code))
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_scans_and_one_table_of_failures(tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    (tmp_path / "in" / "d.nii").write_bytes(b"")
+    torch.multiprocessing.spawn(segment_as_rank, (str(tmp_path),), nprocs=2)
+    assert {f"{name}.nii.gz" for name in "abc"} <= set(os.listdir(tmp_path / "out"))
+    assert [row["case"] for row in failures(tmp_path / "out")] == ["d"]
+    assert [(tmp_path / f"code{rank}").read_text() for rank in range(2)] == ["1", "1"]

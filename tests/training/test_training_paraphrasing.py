@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from pipeline.errors import InputError
 from pipeline.networks import build_network
 from pipeline.training import (

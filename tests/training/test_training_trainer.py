@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 from ignite.engine import Events
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
+
 from pipeline.data import SliceAugmentation
 from pipeline.distillation import build_distiller
 from pipeline.errors import InputError
 from pipeline.training import DistillationTrainer, TrainingStateSaver, check_run_folder, record_run, segmentation_loss
-from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
 
 
 class TinyNetwork(nn.Module):

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all segmentation networks of this package have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SegmentationNetwork(nn.Module):
+    """A network that maps images (B, in_channels, H, W) to logits (B, out_channels, H, W), and to nothing else.
+
+    Args:
+        in_channels: channels of the images.
+        out_channels: number of classes K, the background included.
+
+    Attributes:
+        size_divisor: H and W must be multiples of it; `PaddedInferer` takes any size.
+        taps: dotted names of the modules whose outputs are the shallow and the deep feature map for distillation,
+            both at a quarter of the resolution.
+        tap_channels: channels of these two feature maps.
+        arguments: what `build_network` was called with, so that a checkpoint can say how to build the network again;
+            empty for a network built by its class.
+    """
+
+    size_divisor: int
+    taps: tuple[str, str]
+    tap_channels: tuple[int, int]
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.arguments: dict[str, Any] = {}
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise `ValueError` for images of a shape that the network cannot take; call it first in `forward`."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__} takes images (B, {self.in_channels}, H, W), not {tuple(images.shape)}"
+            )
+        height, width = images.shape[-2:]
+        if min(height, width) < 1 or height % self.size_divisor or width % self.size_divisor:
+            raise ValueError(
+                f"{type(self).__name__} takes heights and widths that are multiples of {self.size_divisor}, "
+                f"not {height} x {width}: call it through PaddedInferer, which pads and crops back"
+            )
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that also trains on a single value per channel: a batch of one with maps of 1 x 1.
+
+    Such a value is its own mean and has no variance, and torch refuses it. Here the running statistics normalise it, as
+    they do in evaluation, and are left as they are; `weight` and `bias` still learn. Everything else, the names of
+    parameters and buffers too, is `torch.nn.BatchNorm2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, H, W) normalised."""
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model files that describe themselves: weights, how to build the network, and what its input and output mean.
+
+A file holds tensors and plain values only and is read with `weights_only=True`: opening a stranger's file runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.atomic import replace_when_complete
+from pipeline.errors import InputError
+from pipeline.networks.base import SegmentationNetwork
+from pipeline.networks.build import build_network
+
+FORMAT = "graphflow-segmentation model"
+FORMAT_VERSION = 1
+DESCRIPTION = ("network_arguments", "labels", "intensity", "size", "modality", "extra")
+_SHOWN = 5
+_ADVICE = "give the model.pt of a training or distillation run"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained network and all that segmenting with it needs.
+
+    Attributes:
+        network: in evaluation mode, on the device asked for.
+        network_arguments: what `build_network` was called with: `name`, `in_channels`, `out_channels`, options.
+        labels: class index -> name, 0 is the background.
+        intensity: the intensity rule of the training data, as `IntensityRule.to_dict` gives it.
+        size: side in pixels of the square images that the network was trained on.
+        modality: of the training data, such as "CT".
+        extra: whatever else was saved: how the model was chosen, the command, versions.
+        sha256: of the file, in hexadecimal.
+        path: the file.
+    """
+
+    network: SegmentationNetwork
+    network_arguments: dict[str, Any]
+    labels: dict[int, str]
+    intensity: dict[str, Any]
+    size: int
+    modality: str
+    extra: dict[str, Any]
+    sha256: str
+    path: Path
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    network: nn.Module,
+    *,
+    labels: Mapping[int, str],
+    intensity: Mapping[str, Any],
+    size: int,
+    modality: str,
+    network_arguments: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> None:
+    """Write a model file, atomically; it is the same whatever device, memory layout or wrapper the network has.
+
+    Args:
+        path: the file to write.
+        network: built by `build_network`, bare or wrapped by `torch.compile` or distributed training.
+        labels: class index -> name for all classes of the network, the background included.
+        intensity: the intensity rule of the training data as a mapping of plain values.
+        size: side in pixels of the square training images.
+        modality: of the training data.
+        network_arguments: arguments of `build_network`; by default those that the network remembers.
+        extra: plain values to keep beside, found again in `SavedModel.extra`.
+
+    Raises:
+        InputError: the folder cannot be written, or labels and classes differ.
+        TypeError: a value that is neither plain nor made of plain values.
+        ValueError: the arguments do not build this network, so the file could never be loaded.
+    """
+    network = _unwrapped(network)
+    arguments = _plain("network_arguments", network_arguments or getattr(network, "arguments", {}))
+    if "name" not in arguments:
+        raise ValueError("the network does not say how it was built: use build_network, or pass network_arguments")
+    state = {key: _detached(value) for key, value in network.state_dict().items()}
+    skeleton = _skeleton(arguments)
+    difference = _difference(skeleton, state)
+    if difference:
+        raise ValueError(f"network_arguments {arguments} build another network than the one given: {difference}")
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "state_dict": state,
+        "network_arguments": skeleton.arguments,
+        "labels": _checked_labels(labels, skeleton.out_channels, "the model to save"),
+        "intensity": _plain("intensity", intensity),
+        "size": int(size),
+        "modality": str(modality),
+        "extra": _plain("extra", extra),
+    }
+    with replace_when_complete(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    expect: str | None = None,
+    labels: Mapping[int, str] | None = None,
+    intensity: Mapping[str, Any] | None = None,
+) -> SavedModel:
+    """Return the model that `save_model` wrote to `path`. No random number is drawn.
+
+    Args:
+        path: the file.
+        device: where the network is to be.
+        expect: name of the network that the file must hold, such as "fanet"; None takes any.
+        labels: labels of the dataset that the model is to be used on; None takes any.
+        intensity: intensity rule of that dataset; None takes any.
+
+    Raises:
+        InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
+            network, other organs or another intensity rule than expected; weights that do not fit or are not finite; a
+            device that is not there.
+    """
+    path = Path(path)
+    raw = _read(path)
+    content = _content(path, raw)
+    arguments = dict(content["network_arguments"])
+    if expect is not None and arguments.get("name") != expect:
+        raise InputError(f"{path} holds network '{arguments.get('name')}', not '{expect}'; give a model.pt of {expect}")
+    _check_dataset(path, content, labels, intensity)
+    network = _network(path, arguments, content["state_dict"])
+    return SavedModel(
+        network=_to_device(network, device).eval(),
+        network_arguments=network.arguments,
+        labels=_checked_labels(content["labels"], network.out_channels, str(path)),
+        intensity=dict(content["intensity"]),
+        size=content["size"],
+        modality=content["modality"],
+        extra=dict(content["extra"]),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        path=path,
+    )
+
+
+def _check_dataset(
+    path: Path, content: Mapping[str, Any], labels: Mapping[int, str] | None, intensity: Mapping[str, Any] | None
+) -> None:
+    """Refuse a dataset whose labels mean other organs, or whose voxels were scaled otherwise, than in training."""
+    learned = {int(value): name for value, name in content["labels"].items()}
+    if labels is not None and dict(labels) != learned:
+        raise InputError(
+            f"{path} was trained on other organs ({', '.join(learned.values())}) than the dataset declares "
+            f"({', '.join(labels.values())}); {_ADVICE} on this dataset"
+        )
+    if intensity is not None and dict(intensity) != dict(content["intensity"]):
+        raise InputError(
+            f"{path} was trained with the intensity rule {dict(content['intensity'])}, the dataset declares "
+            f"{dict(intensity)}; {_ADVICE} on this dataset"
+        )
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    while isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(network, "_orig_mod"):
+        network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
+    return network
+
+
+def _detached(value: Tensor) -> Tensor:
+    """Return a copy in memory of its own: a view would take its whole storage into the file."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _plain(where: str, value: Any) -> Any:
+    """Return `value` in the types that `weights_only` loading knows; numpy's scalars are not among them."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(where, key): _plain(f"{where}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}; model files hold numbers, text, lists and mappings of these")
+
+
+def _checked_labels(labels: Mapping[Any, str], classes: int, where: str) -> dict[int, str]:
+    """Return the labels in order with whole numbers as keys (JSON turns them into text): one for every class."""
+    try:
+        named = {int(label): str(name) for label, name in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        named = {}
+    if sorted(named) != list(range(classes)):
+        raise InputError(
+            f"labels of {where} are {labels!r}, but its network has {classes} classes: name each of 0..{classes - 1}"
+        )
+    return dict(sorted(named.items()))
+
+
+def _skeleton(arguments: Mapping[str, Any]) -> SegmentationNetwork:
+    """Return the network without memory or values: built in no time, with no random number drawn."""
+    with torch.device("meta"):
+        return build_network(**arguments)
+
+
+def _difference(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return in what names or shapes `state` differs from the network's own state, or an empty text."""
+    expected = network.state_dict()
+    shapes = [
+        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    kinds = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds.items() if keys)
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(map(str, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a whole and undamaged archive."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; {_ADVICE}")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"no model file at {path}; {_ADVICE}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not raw:
+        raise InputError(f"{path} is empty; copy it anew, or {_ADVICE}")
+    if not raw.startswith(b"PK"):
+        raise InputError(f"{path} is not a model file of this project; {_ADVICE}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            # torch does not compare the checksums: flipped bits would become other weights.
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path} is truncated or damaged; copy it anew, or {_ADVICE}") from error
+    if damaged is not None:
+        raise InputError(f"{path} is damaged (wrong checksum of {damaged}); copy it anew, or {_ADVICE}")
+    return raw
+
+
+def _content(path: Path, raw: bytes) -> dict[str, Any]:
+    """Return the content of a model file with every part that belongs to it."""
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what it did not write or will not execute
+        raise InputError(
+            f"{path} is not a model file of this project, or holds objects that could run code; {_ADVICE}"
+        ) from error
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        found = f"its keys are {_first(list(content))}" if isinstance(content, Mapping) else "it has no keys"
+        raise InputError(f"{path} is not a model file of this project: {found}; {_ADVICE}")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this release reads {FORMAT_VERSION}; use the release that wrote it"
+        )
+    lacking = [key for key in ("state_dict", *DESCRIPTION) if key not in content]
+    if lacking:
+        raise InputError(f"{path} lacks {', '.join(lacking)}; {_ADVICE}")
+    return dict(content)
+
+
+def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> SegmentationNetwork:
+    """Return the network that the file describes, with the file's weights."""
+    try:
+        network = _skeleton(arguments)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path} describes a network that this release cannot build: {error}") from error
+    difference = _difference(network, state)
+    if difference:
+        raise InputError(f"{path} does not fit the network it names, {arguments['name']}: {difference}; {_ADVICE}")
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise InputError(f"{path} holds weights that are NaN or infinite ({_first(broken)}); train again")
+    kinds = {key: value.dtype for key, value in network.state_dict().items()}
+    network.load_state_dict({key: value.to(kinds[key]) for key, value in state.items()}, assign=True)
+    return network
+
+
+def _to_device(network: SegmentationNetwork, device: str | torch.device) -> SegmentationNetwork:
+    try:
+        return network.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"device '{device}' cannot be used ({reason}); choose cpu, or cuda on a machine that has it"
+        ) from error

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Synapse bundle: that MONAI's own checks pass, and the commands of the README run from scans to report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, create_workflow, verify_net_in_out
+
+from data_prep import phantom_ct
+from pipeline.data import load_dataset
+from pipeline.networks import build_network, load_model, save_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = Path("bundles/synapse/configs")
+WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
+QUICK = ["--batch_size", "4", "--epochs", "2", "--seed", "1"]
+
+
+@pytest.fixture(autouse=True)
+def in_repository_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # configs name each other by paths from there
+    monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory) -> Path:
+    """Return four tiny phantoms: two to train on, one to select by, one to test on."""
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    assert phantom_ct.main(["--output", str(folder), "--cases", "4", "--size", "40", "--slices", "8"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(dataset_dir, tmp_path_factory) -> Path:
+    """Return the file of an untrained network that fits the phantoms."""
+    path, dataset = tmp_path_factory.mktemp("model") / "model.pt", load_dataset(dataset_dir)
+    network = build_network("enet", out_channels=dataset.out_channels)
+    save_model(
+        path,
+        network,
+        network_arguments=network.arguments,
+        labels=dataset.labels,
+        intensity=dataset.intensity.to_dict(),
+        size=32,
+        modality=dataset.modality,
+    )
+    return path
+
+
+def bundle(config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's command as the README types it, on one thread."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**__import__("os").environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def assert_done(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr[-3000:]
+    return lines[0]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_metadata_fits_the_schema_in_the_tree():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads(Path("bundles/metadata_schema.json").read_text()))
+
+
+def test_schema_refuses_metadata_without_a_version():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    del metadata["version"]
+    with pytest.raises(jsonschema.ValidationError, match="version"):
+        jsonschema.validate(metadata, json.loads(Path("bundles/metadata_schema.json").read_text()))
+
+
+def test_metadata_names_the_pinned_versions():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    pins = dict(
+        line.split()[0].split("==") for line in Path("requirements.txt").read_text().splitlines() if "==" in line
+    )
+    assert metadata["monai_version"] == pins["monai"]
+    assert metadata["pytorch_version"] == pins["torch"]
+    assert metadata["numpy_version"] == pins["numpy"]
+    for name, version in metadata["required_packages_version"].items():
+        assert pins[name] == version
+
+
+@pytest.mark.parametrize("config", WORKFLOWS)
+def test_every_target_can_be_imported(config):
+    from monai.bundle import ComponentLocator
+    from monai.utils import optional_import
+
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / f"{config}.yaml")
+    parser.resolve_macro_and_relative_ids()
+    locator, pending = ComponentLocator(), [parser.config]
+    targets = set()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            targets.update([item["_target_"]] if "_target_" in item else [])
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+    assert targets
+    for target in targets:
+        module, _, name = target.rpartition(".")
+        found = optional_import(module, name=name)[1] if module else bool(locator.get_component_module_name(target))
+        assert found, target
+
+
+@pytest.mark.parametrize(("config", "kind"), WORKFLOWS.items())
+def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, checkpoint, tmp_path):
+    values = {
+        "train": {"network": "enet"},
+        "paraphrase": {"teacher": str(checkpoint), "student": "enet"},
+        "distill": {"teacher": str(checkpoint), "student": "enet"},
+        "evaluate": {"checkpoint": str(checkpoint)},
+        "inference": {"checkpoint": str(checkpoint), "input": str(dataset_dir / "images"), "output_dir": str(tmp_path)},
+    }[config]
+    if config != "inference":
+        values |= {"dataset_dir": str(dataset_dir), "run_dir": str(tmp_path / "run")}
+    workflow = create_workflow(config_file=str(CONFIGS / f"{config}.yaml"), workflow_type=kind, **values)
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("network", ["fanet", "mobile_unet", "enet", "erfnet"])
+def test_networks_take_and_give_what_the_metadata_says(network, dataset_dir, tmp_path):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "train.yaml"),
+        device="cpu",
+        n=1,
+        p=1,
+        dataset_dir=str(dataset_dir),
+        run_dir=str(tmp_path / "run"),
+        network=network,
+        width=0.125 if network == "fanet" else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(dataset_dir, tmp_path_factory) -> Path:
+    """Run the whole chain with the commands of the README: teacher, paraphrasers, distilled student, report, mask."""
+    runs = tmp_path_factory.mktemp("runs")
+    data = ["--dataset_dir", dataset_dir]
+    size = ["--size", "64"]
+    assert_done(bundle("train", *data, *size, *QUICK, "--width", "0.0625", "--run_dir", runs / "teacher"))
+    teacher = [*data, "--teacher", runs / "teacher/model.pt"]
+    assert_done(bundle("paraphrase", *teacher, *QUICK, "--student", "enet", "--run_dir", runs / "paraphraser"))
+    for preset in ("paper", "normalised"):
+        options = ["--student", "enet", "--preset", preset, "--paraphraser", runs / "paraphraser/paraphraser.pt"]
+        assert_done(bundle("distill", *teacher, *QUICK, *options, "--run_dir", runs / preset))
+    model = ["--checkpoint", runs / "paper/model.pt"]
+    assert_done(bundle("evaluate", *data, *model, "--protocol", "transunet", "--run_dir", runs / "report"))
+    assert_done(bundle("inference", *model, "--input", dataset_dir / "images", "--output_dir", runs / "masks"))
+    return runs
+
+
+def test_chain_leaves_a_report_with_one_row_a_case_and_organ(chain, dataset_dir):
+    dataset = load_dataset(dataset_dir)
+    per_case, per_organ = rows(chain / "report/per_case.csv"), rows(chain / "report/per_organ.csv")
+    assert [row["organ"] for row in per_organ] == [*dataset.organs.values(), "mean"]
+    assert len(per_case) == len(dataset.test) * len(dataset.organs)
+    assert (chain / "report/per_case_transunet.csv").is_file()
+    summary = json.loads((chain / "report/summary.json").read_text())
+    assert summary["protocol"] == "mm"
+
+
+def test_chain_leaves_masks_on_the_grid_of_each_scan(chain, dataset_dir):
+    for scan in (dataset_dir / "images").iterdir():
+        image, mask = nib.load(scan), nib.load(chain / "masks" / scan.name)
+        assert mask.shape == image.shape
+        np.testing.assert_array_equal(mask.affine, image.affine)
+        sidecar = json.loads((chain / "masks" / scan.name.replace(".nii.gz", ".json")).read_text())
+        assert set(sidecar["organs"]) == set(load_dataset(dataset_dir).organs.values())
+
+
+def test_evaluation_and_inference_give_the_same_mask(chain):
+    for mask in (chain / "report/predictions").glob("*.nii.gz"):
+        np.testing.assert_array_equal(
+            nib.load(mask).get_fdata(), nib.load(chain / "masks" / mask.name).get_fdata(), err_msg=mask.name
+        )
+
+
+@pytest.mark.parametrize("preset", ["paper", "normalised"])
+def test_tensorboard_holds_every_loss_term_and_they_are_finite(chain, preset):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(chain / preset / "tensorboard"))
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["scalars"])
+    terms = {"segmentation", "logits", "vertices", "edges", "adversarial", "discriminator", "total"}
+    assert terms | {"val_mean_dice"} <= tags
+    for tag in tags:
+        assert all(np.isfinite(event.value) for event in accumulator.Scalars(tag)), tag
+
+
+def test_checkpoint_describes_itself(chain, dataset_dir):
+    model = load_model(chain / "paper/model.pt")
+    assert model.network_arguments["name"] == "enet"
+    assert dict(model.labels) == load_dataset(dataset_dir).labels
+    assert model.size == 64
+
+
+def test_run_folder_is_not_used_twice(chain, dataset_dir):
+    result = bundle("train", "--dataset_dir", dataset_dir, "--run_dir", chain / "teacher")
+    assert "holds a run already" in error_line(result)
+
+
+def test_paraphraser_of_another_student_is_refused(chain, dataset_dir, tmp_path):
+    options = ["--student", "mobile_unet", "--paraphraser", chain / "paraphraser/paraphraser.pt"]
+    teacher = ["--dataset_dir", dataset_dir, "--teacher", chain / "teacher/model.pt"]
+    result = bundle("distill", *teacher, *options, "--run_dir", tmp_path / "run")
+    assert "train paraphrasers for this pair" in error_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("train", ["--epocs", "3"], "unknown option --epocs; did you mean --epochs?"),
+        ("train", ["--run_dir", "RUN"], "not given on the command line: --dataset_dir"),
+        ("train", ["--dataset_dir", "nowhere", "--run_dir", "RUN"], "nowhere"),
+        ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--network", "fannet"], "fanet"),
+        ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--loss", "dice"], "unknown loss"),
+        ("distill", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--teacher", "no.pt"], "no.pt"),
+        ("evaluate", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--checkpoint", "no.pt"], "no.pt"),
+        ("inference", ["--checkpoint", "MODEL", "--input", "none.nii.gz", "--output_dir", "RUN"], "none.nii.gz"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(config, options, message, dataset_dir, checkpoint, tmp_path):
+    places = {"DATA": dataset_dir, "RUN": tmp_path / "run", "MODEL": checkpoint}
+    result = bundle(config, *(places.get(option, option) for option in options))
+    assert message in error_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_of_other_organs_is_refused(dataset_dir, checkpoint, tmp_path):
+    model = torch.load(checkpoint, weights_only=True)
+    other = tmp_path / "other.pt"
+    labels = {**load_model(checkpoint).labels, 1: "spleen"}
+    network = build_network("enet", out_channels=len(labels))
+    save_model(
+        other, network, network_arguments=network.arguments, labels=labels, intensity=model["intensity"], size=32,
+        modality="CT",
+    )
+    options = ["--dataset_dir", dataset_dir, "--teacher", other, "--student", "enet", "--run_dir", tmp_path / "run"]
+    assert "organs" in error_line(bundle("distill", *options))
