@@ -74,8 +74,8 @@ def _peak_bytes() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=200)
-    parser.add_argument("--networks", nargs="+", default=["enet", "mobile_unet"])
+    parser.add_argument("--slices", type=int, default=150)
+    parser.add_argument("--networks", nargs="+", default=["enet", "mobile_unet", "erfnet", "fanet"])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--slices-per-chunk", type=int, default=16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

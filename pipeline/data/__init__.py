@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets, volumes and slices: from files on disk to batches."""
 
+from pipeline.data.agreement import SamePreprocessing
 from pipeline.data.augmentation import SliceAugmentation
 from pipeline.data.dataset import DATASET_FILE, SPLITS, Case, Dataset, load_dataset, parse_labels, write_dataset_json
 from pipeline.data.geometry import Volume, check_same_grid, from_ras, to_ras
@@ -16,6 +17,7 @@ __all__ = [
     "Case",
     "Dataset",
     "IntensityRule",
+    "SamePreprocessing",
     "SliceAugmentation",
     "SliceDataset",
     "Volume",

@@ -28,9 +28,8 @@ class LabelledScanDataset(ScanDataset):
         unlabelled = [case.case for case in cases if case.label is None]
         if unlabelled:
             raise InputError(f"no label to evaluate against for {', '.join(unlabelled)}; name one in dataset.json")
-        super().__init__([case.image for case in cases])
         # Outputs bear the names that dataset.json gives, which need not be those of the files.
-        self.scans = [Scan(case.case, case.image) for case in cases]
+        super().__init__([Scan(case.case, case.image) for case in cases])
         self._label_files = {case.case: case.label for case in cases}
         self._known = tuple(labels)
 

@@ -24,8 +24,6 @@ from pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -33,6 +31,9 @@ class Scan:
 
     case: str
     path: Path
+
+
+Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Scan]
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,16 @@ class Failure:
 def find_scans(inputs: Inputs) -> list[Scan]:
     """Return the scans behind `inputs`: a file, a folder of files and DICOM series folders, one series, or a list.
 
+    A `Scan` in a list keeps the case name that it has; files bear the name of the file, series that of the folder.
     Hidden files and files of other formats in a folder are passed over. Raises `InputError` for paths that are
     missing (all of them in one message), a folder without scans, and two scans of one case name.
     """
-    paths = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(path) for path in inputs]
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    paths = [item.path if isinstance(item, Scan) else Path(item) for item in given]
     missing = [str(path) for path in paths if not path.exists()]
     if missing or not paths:
         raise InputError(f"no such file or folder: {', '.join(missing) or 'nothing given'}; check the path")
-    scans = [scan for path in paths for scan in _behind(path)]
+    scans = [scan for item in given for scan in ([item] if isinstance(item, Scan) else _behind(Path(item)))]
     twice = [case for case, count in Counter(scan.case for scan in scans).items() if count > 1]
     if twice:
         files = ", ".join(str(scan.path) for scan in scans if scan.case == twice[0])

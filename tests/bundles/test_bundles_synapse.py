@@ -268,7 +268,12 @@ def test_teacher_of_other_organs_is_refused(dataset_dir, checkpoint, tmp_path):
     labels = {**load_model(checkpoint).labels, 1: "spleen"}
     network = build_network("enet", out_channels=len(labels))
     save_model(
-        other, network, network_arguments=network.arguments, labels=labels, intensity=model["intensity"], size=32,
+        other,
+        network,
+        network_arguments=network.arguments,
+        labels=labels,
+        intensity=model["intensity"],
+        size=32,
         modality="CT",
     )
     options = ["--dataset_dir", dataset_dir, "--teacher", other, "--student", "enet", "--run_dir", tmp_path / "run"]

@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.inference import (
     FAILURES_FILE,
     LabelMapWriter,
+    Scan,
     ScanDataset,
     SliceWiseInferer,
     find_scans,
@@ -214,6 +215,14 @@ def test_two_scans_of_one_name(tmp_path: Path) -> None:
         find_scans(tmp_path)
 
 
+def test_scans_with_names_of_their_own(tmp_path: Path) -> None:
+    paths = [save(tmp_path / patient / "ct.nii.gz") for patient in ("anna", "bert")]
+    named = [Scan(path.parent.name, path) for path in paths]
+    assert [item["case"] for item in ScanDataset(named)] == ["anna", "bert"]
+    with pytest.raises(InputError, match="two scans named ct"):
+        ScanDataset(paths)
+
+
 def test_folder_named_like_a_file_is_a_bad_scan(tmp_path: Path, model: SimpleNamespace) -> None:
     (tmp_path / "a.nii.gz").mkdir()
     with pytest.raises(InputError, match="is a folder, though its name says"):
@@ -346,7 +355,8 @@ def test_two_processes_share_the_scans_and_one_table_of_failures(tmp_path: Path)
     for name in "abc":
         save(tmp_path / "in" / f"{name}.nii.gz")
     (tmp_path / "in" / "d.nii").write_bytes(b"")
-    torch.multiprocessing.spawn(segment_as_rank, (str(tmp_path),), nprocs=2)
+    # Forked: two fresh interpreters would spend half a minute on imports.
+    torch.multiprocessing.start_processes(segment_as_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     assert {f"{name}.nii.gz" for name in "abc"} <= set(os.listdir(tmp_path / "out"))
     assert [row["case"] for row in failures(tmp_path / "out")] == ["d"]
     assert [(tmp_path / f"code{rank}").read_text() for rank in range(2)] == ["1", "1"]
