@@ -13,7 +13,7 @@ from pipeline.training.paraphrasing import (
 )
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import check_run_folder, record_run
-from pipeline.training.trainer import DistillationTrainer
+from pipeline.training.trainer import DistillationTrainer, autocast_dtype
 
 __all__ = [
     "BestModelSaver",
@@ -22,6 +22,7 @@ __all__ = [
     "ReconstructionLoss",
     "TeacherReconstruction",
     "TrainingStateSaver",
+    "autocast_dtype",
     "check_run_folder",
     "finish_paraphrasers",
     "load_paraphrasers",

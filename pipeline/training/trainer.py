@@ -17,6 +17,19 @@ from pipeline.errors import InputError
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def autocast_dtype(precision: str, device: str | torch.device) -> torch.dtype | None:
+    """Return the type that a precision autocasts to on a device, None for float32.
+
+    Raises:
+        InputError: unknown precision, or float16 without CUDA.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+    if precision == "float16" and torch.device(device).type != "cuda":
+        raise InputError("precision float16 needs a CUDA device; use bfloat16 or float32 here")
+    return PRECISIONS[precision]
+
+
 class DistillationTrainer(SupervisedTrainer):
     """MONAI's supervised trainer with mixed precision on any device, batched augmentation and distillation terms.
 
@@ -48,13 +61,8 @@ class DistillationTrainer(SupervisedTrainer):
     ) -> None:
         super().__init__(amp=False, decollate=False, **kwargs)
         self.distiller, self.augmentation = distiller, augmentation
-        device = self.state.device
-        if precision not in PRECISIONS:
-            raise InputError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
-        if precision == "float16" and device.type != "cuda":
-            raise InputError("precision float16 needs a CUDA device; use bfloat16 or float32 here")
-        self.dtype = PRECISIONS[precision]
-        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        self.dtype = autocast_dtype(precision, self.state.device)
+        self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=precision == "float16")
 
     def run(self) -> None:
         """Train until `max_epochs`; a run that was resumed after its last epoch has nothing left to do.
