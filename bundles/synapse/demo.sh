@@ -4,9 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+# Keeps freed memory for the next step: on virtual machines small steps run up to twice as fast.
+export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296
+
 OUT=outputs/demo
 CONFIGS=bundles/synapse/configs
-RECIPE=(--dataset_dir $OUT/data --size 96 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 1e-3 --val_interval 2)
+RECIPE=(--dataset_dir $OUT/data --size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 1e-3 --val_interval 2)
 
 say() { printf '\n== %s\n' "$*"; }
 bundle() { local config=$1; shift; echo "+ python -m monai.bundle run --config_file $CONFIGS/$config.yaml $*"; python -W ignore -m monai.bundle run --config_file "$CONFIGS/$config.yaml" "$@"; }
