@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
@@ -28,37 +28,47 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
     given as a failure deep inside the component that needed it.
 
     Args:
-        required: values that have no default, by key; those that are None are reported together.
+        required: paths that have no default, by key; those that are None are reported together.
         seed: seed of Python, numpy and torch.
         arguments: the command line, `sys.argv[1:]` by default.
 
     Raises:
-        InputError: an override names no key of the config, or a required value is missing.
+        InputError: an override names no key of the config or cannot be its value, or a required path is missing.
     """
     report_input_errors()
     check_overrides(sys.argv[1:] if arguments is None else arguments)
     missing = [f"--{key}" for key, value in required.items() if value is None]
     if missing:
         raise InputError(f"not given on the command line: {', '.join(missing)}")
+    for key, value in required.items():
+        if not isinstance(value, str):  # the command line turns 2024 into a number
+            raise InputError(f"--{key} is read as {value!r}, not as a path: write ./{value}")
     set_determinism(seed)
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse overrides on the command line of `monai.bundle run` that name no key of its config files.
+    """Refuse overrides of `monai.bundle run` that name no key of its config files, or are of another kind than it.
 
     Args:
-        arguments: command line without the program; without `--config_file` there is nothing to check.
+        arguments: command line without the program; without a config file there is nothing to check. Options of an
+            `--args_file` count too.
 
     Raises:
-        InputError: the first unknown key, with the nearest known one.
+        InputError: the first unknown key, with the nearest known one; or the first value that cannot be.
     """
     options = _options(arguments)
+    if "args_file" in options:
+        options = {**ConfigParser.load_config_file(str(options["args_file"])), **options}
     files = options.get("config_file")
     if files is None:
         return
-    config = ConfigParser.load_config_files(_file_list(files))
-    for name in options.keys() - RUN_ARGUMENTS:
-        _check_key(name, config)
+    parser = ConfigParser(ConfigParser.load_config_files(_file_list(files)))
+    parser.resolve_macro_and_relative_ids()
+    config = parser.get()
+    for name, value in options.items():
+        if name not in RUN_ARGUMENTS:
+            _check_key(name, config)
+            _check_value(name, config.get(name), value)
 
 
 def _check_key(name: str, config: dict[str, Any]) -> None:
@@ -78,20 +88,37 @@ def _check_key(name: str, config: dict[str, Any]) -> None:
             raise InputError(f"unknown option --{name}; did you mean --{nearest}?")
 
 
-def _options(arguments: Sequence[str]) -> dict[str, str | None]:
-    """Return the `--name value` and `--name=value` options of a command line."""
-    options: dict[str, str | None] = {}
+def _check_value(name: str, default: Any, value: Any) -> None:
+    """Refuse a value of another kind than the default, and numbers below the least that makes sense."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"--{name} is {value!r}; give True or False")
+    elif isinstance(default, int | float):
+        # Counts and sizes begin at 1; what is 0 by default, such as a seed, may be 0. Rates may be any fraction.
+        least = 1 if isinstance(default, int) and default > 0 else 0
+        kind = int if isinstance(default, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
+            what = "a whole number" if kind is int else "a number"
+            raise InputError(f"--{name} is {value!r}; give {what} from {least}, such as {default}")
+
+
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the `--name value`, `--name=value` and `--name` options of a command line, read as fire reads them."""
+    options: dict[str, Any] = {}
     for index, argument in enumerate(arguments):
         if not argument.startswith("--") or len(argument) == 2:
             continue
         name, equals, value = argument[2:].partition("=")
-        following = arguments[index + 1] if index + 1 < len(arguments) else None
-        options[name] = value if equals else following
+        following = arguments[index + 1] if index + 1 < len(arguments) else "--"
+        if equals:
+            options[name] = DefaultParseValue(value)
+        else:
+            options[name] = True if following.startswith("--") else DefaultParseValue(following)
     return options
 
 
-def _file_list(files: str) -> list[str]:
-    """Return the config files of one `--config_file` value: a path, a Python list of paths, or paths with commas."""
-    if files.strip().startswith(("[", "(")):
-        return [str(file) for file in ast.literal_eval(files)]
+def _file_list(files: Any) -> list[str]:
+    """Return the config files of one `--config_file` value: a path, a list of paths, or paths with commas."""
+    if not isinstance(files, str):
+        return [str(file) for file in files]
     return [files] if Path(files).is_file() else files.split(",")

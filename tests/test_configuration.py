@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,9 @@ from pipeline.errors import InputError, input_error_behind
 CONFIG = """
 epochs: 3
 learning_rate: 0.1
+seed: 0
+resume: false
+run_dir: null
 train:
   trainer: {_target_: SomeTrainer, max_epochs: "@epochs"}
   handlers:
@@ -41,7 +45,10 @@ def config(tmp_path):
         ["--train::handlers::0::_disabled_", "True"],
         ["--reference::anything", "1"],
         ["--logging_file", "False"],
-        ["--epochs", "-1"],
+        ["--seed", "0"],
+        ["--resume"],
+        ["--resume", "True"],
+        ["--run_dir", "some/folder"],
     ],
 )
 def test_known_overrides_pass(config, override):
@@ -59,6 +66,44 @@ def test_known_overrides_pass(config, override):
 def test_mistyped_override_names_the_nearest_key(config, override, nearest):
     with pytest.raises(InputError, match=f"unknown option {override[0]}; did you mean {nearest}"):
         check_overrides(["run", "--config_file", config, *override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--epochs", "0"], "--epochs is 0; give a whole number from 1"),
+        (["--epochs", "-1"], "--epochs is -1"),
+        (["--epochs", "many"], "--epochs is 'many'"),
+        (["--epochs", "2.5"], "--epochs is 2.5"),
+        (["--learning_rate=-1"], "--learning_rate is -1; give a number from 0"),
+        (["--resume", "false"], "--resume is 'false'; give True or False"),
+        (["--resume", "1"], "--resume is 1"),
+    ],
+)
+def test_value_of_another_kind_is_refused(config, override, message):
+    with pytest.raises(InputError, match=message):
+        check_overrides(["run", "--config_file", config, *override])
+
+
+def test_options_of_an_args_file_are_checked_too(config, tmp_path):
+    arguments = tmp_path / "arguments.yaml"
+    arguments.write_text(f"config_file: {config}\nepocs: 3\n")
+    with pytest.raises(InputError, match="did you mean --epochs"):
+        check_overrides(["run", "--args_file", str(arguments)])
+
+
+@pytest.mark.parametrize("name", ["train", "paraphrase", "distill", "evaluate", "inference"])
+def test_configs_of_the_bundle_know_their_keys_through_their_macros(name, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    file = f"bundles/synapse/configs/{name}.yaml"
+    check_overrides(["run", "--config_file", file, "--device", "cpu"])
+    with pytest.raises(InputError, match="did you mean --device"):
+        check_overrides(["run", "--config_file", file, "--devcie", "cpu"])
+
+
+def test_path_that_looks_like_a_number_is_refused():
+    with pytest.raises(InputError, match=r"--run_dir is read as 2024, not as a path: write \./2024"):
+        start({"run_dir": 2024}, arguments=[])
 
 
 def test_several_config_files_are_merged(config, tmp_path):

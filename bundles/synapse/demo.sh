@@ -31,6 +31,6 @@ for run in teacher student graph_flow; do
 done
 python -m pipeline.evaluation.figures --dataset $OUT/data --output $OUT/comparison.png \
   --predictions teacher=$OUT/report_teacher/predictions student=$OUT/report_student/predictions "graph flow"=$OUT/report_graph_flow/predictions
-say "7/7 a scan without label, segmented by the distilled student"
-bundle inference --checkpoint $OUT/graph_flow/model.pt --input $OUT/data/images --output_dir $OUT/segmented
+say "7/7 a held-out scan, segmented by the distilled student"
+bundle inference --checkpoint $OUT/graph_flow/model.pt --input $OUT/data/images/phantom_11.nii.gz --output_dir $OUT/segmented
 say "done: $OUT/report_*/per_organ.csv, $OUT/comparison.png, $OUT/segmented"

@@ -16,7 +16,7 @@ from pipeline.distillation.graph_flow import GraphFlow, GraphFlowLoss
 from pipeline.distillation.logits import LogitsDistillation
 from pipeline.distillation.method import DistillationMethod
 from pipeline.errors import InputError
-from pipeline.networks import Discriminator
+from pipeline.networks.discriminator import SMALLEST, Discriminator
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def build_distiller(
     out_channels: int,
     total_steps: int,
     paraphrasers: tuple[nn.Module, nn.Module] | None = None,
-    preset: str = "paper",
+    preset: str = "normalised",
     settings: Mapping[str, Any] | None = None,
     inferer: Any = None,
+    size: int | None = None,
 ) -> Distiller:
     """Return the distiller for one method.
 
@@ -83,9 +84,11 @@ def build_distiller(
         preset: a key of `PRESETS`; `kd` takes its weight and temperature from there too.
         settings: single settings of the preset to change.
         inferer: how a network is run on a batch, for the teacher.
+        size: side of the slices, checked against what the discriminator needs.
 
     Raises:
-        InputError: an unknown name, or paraphrasers that are missing or belong to other networks.
+        InputError: an unknown name, paraphrasers that are missing or belong to other networks, slices too small for
+            the discriminator.
     """
     if method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0)[0]
@@ -96,7 +99,12 @@ def build_distiller(
         _check_paraphrasers(teacher, student, paraphrasers)
         loss = GraphFlowLoss(chosen.patch, chosen.edge, chosen.reduction, chosen.node_norm)
         methods["graph_flow"] = GraphFlow(loss, paraphrasers, chosen.vertices, chosen.edges)
-        if chosen.adversarial > 0:  # a discriminator that nobody listens to would only cost time
+        if chosen.adversarial != 0:  # a discriminator that nobody listens to would only cost time
+            if size is not None and size < SMALLEST:
+                raise InputError(
+                    f"the discriminator of graph_flow needs slices of {SMALLEST} pixels, the teacher's have {size}: "
+                    "pass --settings \"{'adversarial': 0}\" to leave it out, or train a teacher at a larger --size"
+                )
             discriminator = Discriminator(out_channels)
             methods["adversary"] = AdversarialDistillation(
                 discriminator, total_steps, chosen.adversarial, chosen.adversarial_kind

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distillation.method import DistillationMethod, Tapped, at_least_float32
 from pipeline.errors import InputError
 
 EDGES = ("dot", "cosine")
@@ -53,8 +53,7 @@ def salient_windows(features: torch.Tensor, patch: int) -> torch.Tensor:
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     # Reading a clamped place and masking it spares a padded copy of the whole feature map.
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    values = flat.gather(2, index)
-    return values.to(torch.promote_types(values.dtype, torch.float32)) * inside
+    return at_least_float32(flat.gather(2, index)) * inside
 
 
 def salience_graph(features: torch.Tensor, patch: int = 3, edge: str = "dot", node_norm: str = "none") -> Graph:
@@ -157,7 +156,9 @@ class GraphFlow(DistillationMethod):
         """Return the terms `vertices` and `edges`."""
         factors = teacher.features
         if len(self.paraphrasers):
-            with torch.no_grad():
-                factors = tuple(p.encode(tap) for p, tap in zip(self.paraphrasers, factors, strict=True))
+            with torch.no_grad(), torch.autocast(factors[0].device.type, enabled=False):
+                factors = tuple(
+                    p.encode(at_least_float32(tap)) for p, tap in zip(self.paraphrasers, factors, strict=True)
+                )
         vertices, edges = self.loss(student.features, factors)
         return {"vertices": vertices, "edges": edges}

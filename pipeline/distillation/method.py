@@ -13,6 +13,11 @@ from torch import nn
 from pipeline.errors import InputError
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half precision as float32; float32 and float64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Tapped:
     """One network's view of a batch.

@@ -21,6 +21,7 @@ from pipeline.errors import InputError, run_command
 # Okabe and Ito's palette, which colour-blind people can tell apart, and lighter tones of it beyond eight organs.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
 OPACITY = 0.6
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def comparison_figure(
@@ -40,9 +41,13 @@ def comparison_figure(
     Raises:
         InputError: a case or a prediction is missing, or lies on another grid than its image.
     """
-    chosen = [case for case in dataset.split(split) if cases is None or case.case in cases]
-    if not chosen:
-        raise InputError(f"no case of split '{split}' is among {', '.join(cases or ())}; choose others")
+    known = {case.case: case for case in dataset.split(split) if case.label is not None}
+    unknown = [name for name in cases or () if name not in known]
+    if unknown or not known:
+        raise InputError(
+            f"split '{split}' has no labelled case {', '.join(unknown)}; it has {', '.join(known) or 'none at all'}"
+        )
+    chosen = [known[name] for name in cases or known]
     columns = ["image", "label", *predictions]
     figure = Figure(figsize=(2.4 * len(columns), 2.4 * len(chosen) + 0.6), layout="constrained")
     axes = figure.subplots(len(chosen), len(columns), squeeze=False)
@@ -97,7 +102,9 @@ def _colour(value: int) -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, SVG or PDF by the ending of `path`, atomically."""
+    """Write a figure as PNG, SVG or PDF by the ending of `path`, atomically; `InputError` for another ending."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise InputError(f"cannot draw {path}: choose a name that ends with {', '.join(FORMATS)}")
     with replace_when_complete(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
@@ -116,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, equals, folder = pair.partition("=")
         if not equals or not Path(folder).is_dir():
             raise InputError(f"--predictions {pair}: give NAME=DIR with an existing folder")
+        if name in predictions:
+            raise InputError(f"--predictions names {name} twice; give each method a name of its own")
         predictions[name] = Path(folder)
     cases = options.cases.split(",") if options.cases else None
     save_figure(comparison_figure(load_dataset(options.dataset), predictions, options.split, cases), options.output)

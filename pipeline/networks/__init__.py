@@ -10,7 +10,7 @@ from pipeline.networks.fanet import FANet
 from pipeline.networks.mobile_unet import MobileUNet
 from pipeline.networks.padding import PaddedInferer
 from pipeline.networks.paraphraser import Paraphraser
-from pipeline.networks.saved_model import SavedModel, load_model, save_model
+from pipeline.networks.saved_model import SavedModel, load_model, save_model, to_device
 
 __all__ = [
     "NETWORKS",
@@ -28,4 +28,5 @@ __all__ = [
     "load_model",
     "save_model",
     "tap_channels",
+    "to_device",
 ]

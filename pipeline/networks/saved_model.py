@@ -140,7 +140,7 @@ def load_model(
     _check_dataset(path, content, labels, intensity)
     network = _network(path, arguments, content["state_dict"])
     return SavedModel(
-        network=_to_device(network, device).eval(),
+        network=to_device(network, device).eval(),
         network_arguments=network.arguments,
         labels=_checked_labels(content["labels"], network.out_channels, str(path)),
         intensity=dict(content["intensity"]),
@@ -296,7 +296,8 @@ def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor])
     return network
 
 
-def _to_device(network: SegmentationNetwork, device: str | torch.device) -> SegmentationNetwork:
+def to_device(network: SegmentationNetwork, device: str | torch.device) -> SegmentationNetwork:
+    """Move a network to a device and return it; `InputError` where there is no such device."""
     try:
         return network.to(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:

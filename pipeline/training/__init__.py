@@ -14,10 +14,12 @@ from pipeline.training.paraphrasing import (
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import check_run_folder, record_run
 from pipeline.training.trainer import DistillationTrainer, autocast_dtype
+from pipeline.training.validation import IntervalAndLastValidation
 
 __all__ = [
     "BestModelSaver",
     "DistillationTrainer",
+    "IntervalAndLastValidation",
     "Progress",
     "ReconstructionLoss",
     "TeacherReconstruction",

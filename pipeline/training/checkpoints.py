@@ -35,10 +35,19 @@ class BestModelSaver:
         network: the network in training, from `build_network`.
         dataset: whose organs, modality and intensity rule the checkpoint tells.
         size: side of the slices that the network is trained on.
+        recipe: how it is trained, as primitives, kept in the checkpoint.
     """
 
-    def __init__(self, path: str | os.PathLike[str], network: nn.Module, dataset: Dataset, size: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        network: nn.Module,
+        dataset: Dataset,
+        size: int,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path, self.network, self.dataset, self.size = Path(path), network, dataset, size
+        self.recipe = dict(recipe or {})
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each validation that set a new best."""
@@ -56,6 +65,7 @@ class BestModelSaver:
             intensity=self.dataset.intensity.to_dict(),
             size=self.size,
             modality=self.dataset.modality,
+            recipe=self.recipe,
             selection={"epoch": engine.state.epoch, engine.state.key_metric_name: float(engine.state.best_metric)},
         )
 
@@ -71,8 +81,9 @@ class TrainingStateSaver:
         path: the file to write and to resume from.
         lr_scheduler: the schedule of the trainer's optimizer.
         evaluator: the validation engine whose best metric is kept, or None.
-        resume: take up the state of `path` when the run starts.
+        resume: take up the state of `path` when the trainer's `run` begins.
         interval: epochs between two writes; the last epoch is always written.
+        recipe: settings, as primitives, that a resumed run must share with the one that wrote the state.
     """
 
     def __init__(
@@ -82,16 +93,19 @@ class TrainingStateSaver:
         evaluator: Engine | None = None,
         resume: bool = False,
         interval: int = 1,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.lr_scheduler, self.evaluator = Path(path), lr_scheduler, evaluator
-        self.resume, self.interval = resume, interval
+        self.resume, self.interval, self.recipe = resume, interval, dict(recipe or {})
 
     def attach(self, engine: Engine) -> None:
-        """Save after epochs, resume at the start."""
-        # Before all other handlers of STARTED, so that none of them sees the state of a fresh run.
+        """Save after epochs; resume when the trainer's `run` begins.
+
+        MONAI attaches handlers while the trainer is still being built: it has no network yet to take up a state.
+        """
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         if self.resume:
-            self.load(engine)
+            engine.before_run.append(self.load)
 
     def _save(self, engine: Engine) -> None:
         last = engine.state.epoch == engine.state.max_epochs
@@ -108,6 +122,7 @@ class TrainingStateSaver:
                 "epoch_length": trainer.state.epoch_length,
             },
             "random": random_state(),
+            "recipe": self.recipe,
         }
         state.update({name: part.state_dict() for name, part in self._parts(trainer).items()})
         if trainer.distiller is not None:
@@ -140,6 +155,7 @@ class TrainingStateSaver:
             state = torch.load(self.path, map_location=trainer.state.device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is not its own
             raise InputError(f"{self.path} cannot be read as a training state; start the run anew") from error
+        self._check_recipe(state)
         if state["position"]["epoch_length"] != trainer.state.epoch_length:
             raise InputError(
                 f"{self.path} is of a run of {state['position']['epoch_length']} iterations an epoch, this one has "
@@ -150,6 +166,8 @@ class TrainingStateSaver:
                 part.load_state_dict(state[name])
             if trainer.distiller is not None:
                 trainer.distiller.load_training_state(state["distiller"])
+        except InputError:
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self.path} belongs to a run with another network or method; resume with the same"
@@ -160,6 +178,21 @@ class TrainingStateSaver:
             self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
         restore_random_state(state["random"])
         logger.info("resumed from %s after epoch %d", self.path, trainer.state.epoch)
+
+    def _check_recipe(self, state: Any) -> None:
+        if not isinstance(state, dict) or not {"position", "recipe", "random"} <= state.keys():
+            raise InputError(f"{self.path} is not a training state; start the run anew")
+        if state["recipe"] == self.recipe:
+            return
+        names = sorted({*state["recipe"], *self.recipe})
+        changed = [
+            f"{name} was {state['recipe'].get(name)!r}, is {self.recipe.get(name)!r}"
+            for name in names
+            if state["recipe"].get(name) != self.recipe.get(name)
+        ]
+        raise InputError(
+            f"{self.path} belongs to a run with another recipe: {'; '.join(changed)}; resume with the same"
+        )
 
 
 def random_state() -> dict[str, Any]:

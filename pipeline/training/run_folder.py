@@ -23,9 +23,12 @@ RECORD_FILE = "run.json"
 
 
 def check_run_folder(run_dir: str | os.PathLike[str], resume: bool = False) -> None:
-    """Raise `InputError` if the folder holds a run already, unless that run is to be resumed."""
+    """Raise `InputError` if the folder holds a run already, unless that run is to be resumed.
+
+    A record without any checkpoint is of a run that ended before its first epoch did: its folder is free.
+    """
     folder = Path(run_dir)
-    taken = [name for name in (RECORD_FILE, STATE_FILE, MODEL_FILE) if (folder / name).exists()]
+    taken = [name for name in (STATE_FILE, MODEL_FILE) if (folder / name).exists()]
     if taken and not resume:
         raise InputError(f"{folder} holds a run already ({taken[0]}): choose another --run_dir, or pass --resume True")
 
@@ -37,7 +40,7 @@ def record_run(run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> 
         InputError: the folder cannot be written.
     """
     record = {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(sys.orig_argv),
         "settings": {name: _primitive(value) for name, value in settings.items()},
         "versions": {"pipeline": __version__, "monai": monai.__version__, "torch": torch.__version__},
         "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},

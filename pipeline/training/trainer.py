@@ -59,16 +59,20 @@ class DistillationTrainer(SupervisedTrainer):
         precision: str = "float32",
         **kwargs: Any,
     ) -> None:
+        self.before_run: list[Callable[[DistillationTrainer], None]] = []
         super().__init__(amp=False, decollate=False, **kwargs)
-        self.distiller, self.augmentation = distiller, augmentation
+        self.distiller = distiller.to(self.state.device) if distiller is not None else None
+        self.augmentation = augmentation
         self.dtype = autocast_dtype(precision, self.state.device)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=precision == "float16")
 
     def run(self) -> None:
-        """Train until `max_epochs`; a run that was resumed after its last epoch has nothing left to do.
+        """Call what `before_run` holds (a resume), then train until `max_epochs`.
 
-        Ignite starts such a run anew from epoch 0.
+        A run that was resumed after its last epoch has nothing left to do; ignite would start it anew from epoch 0.
         """
+        while self.before_run:
+            self.before_run.pop(0)(self)
         if self.state.epoch >= self.state.max_epochs:
             self.logger.info("all %d epochs are done already", self.state.max_epochs)
             return

@@ -61,8 +61,9 @@ def test_command_writes_the_picture(folder):
     [
         (["--predictions", "masks"], "give NAME=DIR"),
         (["--predictions", "s=nowhere"], "existing folder"),
-        (["--predictions", "s=FOLDER", "--cases", "b"], "no case of split 'test' is among b"),
+        (["--predictions", "s=FOLDER", "--cases", "b"], "split 'test' has no labelled case b; it has a"),
         (["--predictions", "s=FOLDER"], "no such file"),
+        (["--predictions", "s=FOLDER/masks", "s=FOLDER/masks"], "names s twice"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_picture(folder, arguments, message):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,19 @@ from ignite.engine import Events
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from pipeline.data import SliceAugmentation
+from pipeline.data import Dataset, IntensityRule, SliceAugmentation
 from pipeline.distillation import build_distiller
 from pipeline.errors import InputError
-from pipeline.training import DistillationTrainer, TrainingStateSaver, check_run_folder, record_run, segmentation_loss
+from pipeline.networks import build_network, load_model
+from pipeline.training import (
+    BestModelSaver,
+    DistillationTrainer,
+    IntervalAndLastValidation,
+    TrainingStateSaver,
+    check_run_folder,
+    record_run,
+    segmentation_loss,
+)
 
 
 class TinyNetwork(nn.Module):
@@ -41,14 +51,18 @@ def batches(count: int = 6, size: int = 64, batch_size: int = 2) -> DataLoader:
     return DataLoader(items, batch_size=batch_size, sampler=sampler)
 
 
-def make_trainer(epochs, state_file=None, resume=False, distilled=True, decay=True, **options) -> DistillationTrainer:
+def make_trainer(
+    epochs, state_file=None, resume=False, distilled=True, decay=True, recipe=None, device="cpu", **options
+) -> DistillationTrainer:
     torch.manual_seed(0)
     network, teacher, loader = TinyNetwork(), TinyNetwork(), batches()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=4 * len(loader), power=0.9)
     distiller = build_distiller("graph_flow", teacher, network, 2, total_steps=12) if distilled else None
+    saver = TrainingStateSaver(state_file, schedule, resume=resume, recipe=recipe) if state_file is not None else None
     trainer = DistillationTrainer(
-        device="cpu",
+        device=device,
+        train_handlers=[saver] if saver is not None else None,  # as a bundle's config attaches it
         max_epochs=epochs,
         train_data_loader=loader,
         network=network,
@@ -60,8 +74,6 @@ def make_trainer(epochs, state_file=None, resume=False, distilled=True, decay=Tr
     )
     if decay:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: schedule.step())
-    if state_file is not None:
-        TrainingStateSaver(state_file, schedule, resume=resume).attach(trainer)
     return trainer
 
 
@@ -114,9 +126,11 @@ def test_resumed_run_equals_one_that_never_stopped_to_the_bit(tmp_path, distille
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     make_trainer(2, tmp_path / "last.pt").run()
     again = make_trainer(2, tmp_path / "last.pt", resume=True)
-    before = weights(again)
     again.run()
-    assert all(torch.equal(one, other) for one, other in zip(before, weights(again), strict=True))
+    once_more = make_trainer(2, tmp_path / "last.pt", resume=True)
+    once_more.run()
+    assert again.state.epoch == once_more.state.epoch == 2
+    assert all(torch.equal(one, other) for one, other in zip(weights(again), weights(once_more), strict=True))
 
 
 def test_accumulated_thirds_equal_the_whole_batch():
@@ -162,18 +176,79 @@ def test_resume_from_a_missing_or_broken_state_is_an_error(tmp_path, content):
     if content is not None:
         (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"nothing to resume|cannot be read"):
-        make_trainer(1, tmp_path / "last.pt", resume=True)
+        make_trainer(1, tmp_path / "last.pt", resume=True).run()
+
+
+def test_resume_with_another_recipe_names_the_difference(tmp_path):
+    make_trainer(1, tmp_path / "last.pt", recipe={"epochs": 1, "seed": 0}).run()
+    with pytest.raises(InputError, match="epochs was 1, is 2; resume with the same"):
+        make_trainer(2, tmp_path / "last.pt", resume=True, recipe={"epochs": 2, "seed": 0}).run()
+
+
+def test_resume_from_a_foreign_file_is_an_error(tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="is not a training state"):
+        make_trainer(1, tmp_path / "last.pt", resume=True).run()
+
+
+def test_resume_with_another_augmentation_says_so(tmp_path):
+    make_trainer(1, tmp_path / "last.pt").run()
+    other = make_trainer(2, tmp_path / "last.pt", resume=True)
+    other.augmentation = SliceAugmentation("none")
+    with pytest.raises(InputError, match="was augmented by 'affine'"):
+        other.run()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_distillation_trains_on_cuda(precision):
+    trainer = make_trainer(1, precision=precision, device="cuda")
+    trainer.run()
+    assert all(torch.isfinite(term) for term in trainer.state.output["terms"].values())
+
+
+def test_every_part_of_the_distiller_follows_the_trainers_device():
+    trainer = make_trainer(1)
+    trainer.distiller.to("meta")
+    assert all(parameter.is_meta for parameter in trainer.distiller.parameters())
+
+
+@pytest.mark.parametrize(("interval", "epochs", "expected"), [(2, 3, [2, 3]), (5, 3, [3]), (1, 2, [1, 2])])
+def test_last_epoch_is_always_validated(interval, epochs, expected):
+    validated = []
+    handler = IntervalAndLastValidation(interval=interval)
+    handler.validator = SimpleNamespace(run=validated.append)
+    trainer = make_trainer(epochs, distilled=False)
+    handler.attach(trainer)
+    trainer.run()
+    assert validated == expected
+
+
+def test_best_model_is_kept_over_a_worse_one_after_a_resume(tmp_path):
+    dataset = Dataset("d", tmp_path, "CT", {0: "background", 1: "liver"}, IntensityRule("window", 0, 1), (), (), ())
+    saver = BestModelSaver(tmp_path / "model.pt", build_network("enet"), dataset, size=32, recipe={"seed": 3})
+    state = SimpleNamespace(epoch=2, best_metric=0.5, best_metric_epoch=2, key_metric_name="val_mean_dice")
+    saver(SimpleNamespace(state=state))
+    assert load_model(tmp_path / "model.pt").extra == {
+        "recipe": {"seed": 3},
+        "selection": {"epoch": 2, "val_mean_dice": 0.5},
+    }
+    written = (tmp_path / "model.pt").stat().st_mtime_ns
+    saver(SimpleNamespace(state=SimpleNamespace(**{**vars(state), "epoch": 3})))  # epoch 3 was worse: best stays 2
+    assert (tmp_path / "model.pt").stat().st_mtime_ns == written
 
 
 def test_resume_with_another_method_is_an_error(tmp_path):
     make_trainer(1, tmp_path / "last.pt", distilled=False).run()
     with pytest.raises(InputError, match="another network or method"):
-        make_trainer(2, tmp_path / "last.pt", resume=True, distilled=True)
+        make_trainer(2, tmp_path / "last.pt", resume=True, distilled=True).run()
 
 
 def test_run_folder_is_recorded_and_never_used_twice(tmp_path):
     record_run(tmp_path / "run", {"network": "enet", "seed": 0})
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"network": "enet", "seed": 0}
+    check_run_folder(tmp_path / "run")  # nothing but a record: the run ended before its first epoch did
+    (tmp_path / "run" / "last.pt").touch()
     with pytest.raises(InputError, match="holds a run already"):
         check_run_folder(tmp_path / "run")
     check_run_folder(tmp_path / "run", resume=True)
