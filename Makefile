@@ -16,10 +16,10 @@ demo: $(RUNTIME)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash bundles/synapse/demo.sh
 
 test: $(DEVELOPMENT)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: $(DEVELOPMENT)
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(DEVELOPMENT)
 	$(RUN) -m ruff check .

@@ -190,9 +190,7 @@ class TrainingStateSaver:
             for name in names
             if state["recipe"].get(name) != self.recipe.get(name)
         ]
-        raise InputError(
-            f"{self.path} belongs to a run with another recipe: {'; '.join(changed)}; resume with the same"
-        )
+        raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
 
 
 def random_state() -> dict[str, Any]:

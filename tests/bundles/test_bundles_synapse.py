@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow, verify_net_in_out
+from packaging.requirements import Requirement
 
 from data_prep import phantom_ct
 from pipeline.data import load_dataset
@@ -57,16 +60,18 @@ def checkpoint(dataset_dir, tmp_path_factory) -> Path:
     return path
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(config: str, *arguments: object) -> list[str]:
+    """Return a bundle's command as the README types it."""
+    program = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    return [*program, *map(str, arguments)]
+
+
 def bundle(config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a bundle's command as the README types it, on one thread."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**__import__("os").environ, "OMP_NUM_THREADS": "1"},
-    )
+    """Run a bundle's command on one thread."""
+    return subprocess.run(command(config, *arguments), capture_output=True, text=True, check=False, env=ONE_THREAD)
 
 
 def assert_done(result: subprocess.CompletedProcess[str]) -> None:
@@ -100,9 +105,10 @@ def test_schema_refuses_metadata_without_a_version():
 
 def test_metadata_names_the_pinned_versions():
     metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    pins = dict(
-        line.split()[0].split("==") for line in Path("requirements.txt").read_text().splitlines() if "==" in line
-    )
+    lines = (line.partition("#")[0].strip() for line in Path("requirements.txt").read_text().splitlines())
+    pinned = [Requirement(line) for line in lines if line]
+    newest = [pin for pin in pinned if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})]
+    pins = {pin.name: str(pin.specifier).removeprefix("==") for pin in newest}
     assert metadata["monai_version"] == pins["monai"]
     assert metadata["pytorch_version"] == pins["torch"]
     assert metadata["numpy_version"] == pins["numpy"]
@@ -139,7 +145,7 @@ def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, check
     values = {
         "train": {"network": "enet"},
         "paraphrase": {"teacher": str(checkpoint), "student": "enet"},
-        "distill": {"teacher": str(checkpoint), "student": "enet"},
+        "distill": {"teacher": str(checkpoint), "student": "enet", "settings": {"adversarial": 0}},
         "evaluate": {"checkpoint": str(checkpoint)},
         "inference": {"checkpoint": str(checkpoint), "input": str(dataset_dir / "images"), "output_dir": str(tmp_path)},
     }[config]
@@ -234,6 +240,42 @@ def test_run_folder_is_not_used_twice(chain, dataset_dir):
     assert "holds a run already" in error_line(result)
 
 
+def test_killed_and_resumed_run_equals_one_that_never_stopped(dataset_dir, tmp_path):
+    options = ["--dataset_dir", dataset_dir, "--network", "enet", "--size", "32", *QUICK, "--epochs", "4"]
+    assert_done(bundle("train", *options, "--run_dir", tmp_path / "straight"))
+    stopped = subprocess.Popen(
+        command("train", *options, "--run_dir", tmp_path / "killed"), env=ONE_THREAD, stdout=subprocess.DEVNULL
+    )
+    while not (tmp_path / "killed/last.pt").exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.wait()
+    assert_done(bundle("train", *options, "--run_dir", tmp_path / "killed", "--resume", "True"))
+    straight, resumed = (
+        torch.load(tmp_path / run / "last.pt", weights_only=True)["network"] for run in ("straight", "killed")
+    )
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_resume_with_another_learning_rate_is_refused(chain, dataset_dir):
+    options = ["--dataset_dir", dataset_dir, *QUICK, "--size", "64", "--width", "0.0625", "--learning_rate", "1e-2"]
+    result = bundle("train", *options, "--run_dir", chain / "teacher", "--resume", "True")
+    assert "learning_rate was 0.0003, is 0.01" in error_line(result)
+
+
+def test_folder_with_one_bad_scan_is_segmented_and_exits_1(chain, dataset_dir, tmp_path):
+    scans = sorted((dataset_dir / "images").iterdir())[:2]
+    (tmp_path / "in").mkdir()
+    for scan in scans:
+        (tmp_path / "in" / scan.name).write_bytes(scan.read_bytes())
+    (tmp_path / "in" / scans[0].name).write_bytes(scans[0].read_bytes()[:100])
+    model = ["--checkpoint", chain / "paper/model.pt"]
+    result = bundle("inference", *model, "--input", tmp_path / "in", "--output_dir", tmp_path / "out")
+    assert result.returncode == 1
+    assert [row["case"] for row in rows(tmp_path / "out/failures.csv")] == [scans[0].name.removesuffix(".nii.gz")]
+    assert (tmp_path / "out" / scans[1].name).is_file()
+
+
 def test_paraphraser_of_another_student_is_refused(chain, dataset_dir, tmp_path):
     options = ["--student", "mobile_unet", "--paraphraser", chain / "paraphraser/paraphraser.pt"]
     teacher = ["--dataset_dir", dataset_dir, "--teacher", chain / "teacher/model.pt"]
@@ -250,6 +292,8 @@ def test_paraphraser_of_another_student_is_refused(chain, dataset_dir, tmp_path)
         ("train", ["--dataset_dir", "nowhere", "--run_dir", "RUN"], "nowhere"),
         ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--network", "fannet"], "fanet"),
         ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--loss", "dice"], "unknown loss"),
+        ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--device", "cuda:99"], "device 'cuda:99'"),
+        ("distill", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--teacher", "MODEL", "--student", "enet"], "64 pix"),
         ("distill", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--teacher", "no.pt"], "no.pt"),
         ("evaluate", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--checkpoint", "no.pt"], "no.pt"),
         ("inference", ["--checkpoint", "MODEL", "--input", "none.nii.gz", "--output_dir", "RUN"], "none.nii.gz"),
