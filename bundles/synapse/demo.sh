@@ -24,7 +24,7 @@ bundle paraphrase --dataset_dir $OUT/data --batch_size 8 --epochs 3 --teacher $O
 say "4/7 student without distillation"
 bundle train "${RECIPE[@]}" --network mobile_unet --epochs 8 --run_dir $OUT/student
 say "5/7 student with Graph Flow"
-bundle distill "${RECIPE[@]}" --student mobile_unet --epochs 8 --teacher $OUT/teacher/model.pt --paraphraser $OUT/paraphraser/paraphraser.pt --run_dir $OUT/graph_flow
+bundle distill "${RECIPE[@]}" --student mobile_unet --epochs 8 --settings "{'adversarial_kind':'hinge'}" --teacher $OUT/teacher/model.pt --paraphraser $OUT/paraphraser/paraphraser.pt --run_dir $OUT/graph_flow
 say "6/7 reports on the test scans"
 for run in teacher student graph_flow; do
   bundle evaluate --dataset_dir $OUT/data --checkpoint $OUT/$run/model.pt --run_dir $OUT/report_$run

@@ -3,7 +3,16 @@
 
 from pipeline.evaluation.handlers import OrganDice, PerOrganReport
 from pipeline.evaluation.overlap import confusion_matrix, dice, iou, label_voxels, prediction_voxels
-from pipeline.evaluation.report import MM, PROTOCOLS, TRANSUNET, Protocol, protocol_named, report_table, write_report
+from pipeline.evaluation.report import (
+    MM,
+    PROTOCOLS,
+    TRANSUNET,
+    Protocol,
+    protocol_named,
+    refuse_older_report,
+    report_table,
+    write_report,
+)
 from pipeline.evaluation.scores import STATUSES, OrganScore, score_case
 from pipeline.evaluation.statistics import bootstrap_ci, macro_mean
 from pipeline.evaluation.summaries import OrganSummary, dice_table, summarise_organs
@@ -47,6 +56,7 @@ __all__ = [
     "organ_surface_distances",
     "prediction_voxels",
     "protocol_named",
+    "refuse_older_report",
     "report_table",
     "score_case",
     "score_case_transunet",

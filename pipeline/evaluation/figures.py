@@ -18,8 +18,8 @@ from pipeline.atomic import replace_when_complete
 from pipeline.data import Dataset, load_dataset, read_label, read_volume, to_ras
 from pipeline.errors import InputError, run_command
 
-# Okabe and Ito's palette, which colour-blind people can tell apart, and lighter tones of it beyond eight organs.
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
+# Okabe and Ito's palette, which colour-blind people can tell apart, and a violet; tab20 beyond eight organs.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F5FC7")
 OPACITY = 0.6
 FORMATS = (".png", ".svg", ".pdf")
 

@@ -145,6 +145,18 @@ def _write_together(texts: Mapping[Path, str]) -> None:
             temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def refuse_older_report(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Raise `InputError` if the folder holds a report already, unless it is to be overwritten.
+
+    A new report of another checkpoint beside files of an old one (another protocol, other predictions) misleads.
+    """
+    older = sorted(path.name for path in Path(folder).glob("summary*.json"))
+    if older and not overwrite:
+        raise InputError(
+            f"{folder} holds a report already ({older[0]}): choose another folder, or pass --overwrite True"
+        )
+
+
 def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     """Create the folder and try to write into it: better to fail now than after the work. Raises `InputError`."""
     try:

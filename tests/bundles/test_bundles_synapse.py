@@ -199,6 +199,11 @@ def test_chain_leaves_a_report_with_one_row_a_case_and_organ(chain, dataset_dir)
     assert summary["protocol"] == "mm"
 
 
+def test_report_is_not_overwritten_unasked(chain, dataset_dir):
+    options = ["--dataset_dir", dataset_dir, "--checkpoint", chain / "paper/model.pt", "--run_dir", chain / "report"]
+    assert "holds a report already" in error_line(bundle("evaluate", *options))
+
+
 def test_chain_leaves_masks_on_the_grid_of_each_scan(chain, dataset_dir):
     for scan in (dataset_dir / "images").iterdir():
         image, mask = nib.load(scan), nib.load(chain / "masks" / scan.name)
