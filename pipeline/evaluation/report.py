@@ -152,9 +152,7 @@ def refuse_older_report(folder: str | os.PathLike[str], overwrite: bool = False)
     """
     older = sorted(path.name for path in Path(folder).glob("summary*.json"))
     if older and not overwrite:
-        raise InputError(
-            f"{folder} holds a report already ({older[0]}): choose another, or pass --overwrite True"
-        )
+        raise InputError(f"{folder} holds a report already ({older[0]}): choose another, or pass --overwrite True")
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> Path:
