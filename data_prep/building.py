@@ -107,6 +107,7 @@ def moved(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
     target = Path(folder)
 
     def move(path: Path | None) -> Path | None:
+        """Return the same file below the new folder."""
         return None if path is None else target / path.relative_to(dataset.folder)
 
     splits = {

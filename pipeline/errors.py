@@ -38,6 +38,7 @@ def report_input_errors() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Print the cause in one line and exit; leave a defect to the hook before."""
         cause = input_error_behind(error)
         if cause is None:
             previous(kind, error, trace)

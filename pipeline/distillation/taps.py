@@ -38,6 +38,7 @@ class FeatureTaps:
 
     def _keeper(self, name: str):
         def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            """Hold the output until it is taken."""
             self._outputs[name] = output
 
         return keep

@@ -18,6 +18,7 @@ class IntervalAndLastValidation(ValidationHandler):
         """Validate every `interval` epochs and after the last."""
 
         def is_due(trainer: Engine, epoch: int) -> bool:
+            """Return whether this epoch ends with a validation."""
             return epoch % self.interval == 0 or epoch == trainer.state.max_epochs
 
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=is_due), self)
