@@ -3,20 +3,46 @@
 
 from pipeline.data.agreement import SamePreprocessing
 from pipeline.data.augmentation import SliceAugmentation
-from pipeline.data.dataset import DATASET_FILE, SPLITS, Case, Dataset, load_dataset, parse_labels, write_dataset_json
+from pipeline.data.dataset import (
+    COLOUR_SLIDE,
+    DATASET_FILE,
+    GREY_SLIDE,
+    SPLITS,
+    Case,
+    Dataset,
+    load_dataset,
+    parse_labels,
+    write_dataset_json,
+)
 from pipeline.data.geometry import Volume, check_same_grid, from_ras, to_ras
-from pipeline.data.intensity import CT_WINDOW, MR_PERCENTILES, IntensityRule, default_intensity
+from pipeline.data.images import (
+    IMAGE_SUFFIXES,
+    PictureReader,
+    image_size,
+    is_image,
+    read_image,
+    read_label_image,
+    read_mask_colours,
+    to_grey,
+    write_png,
+)
+from pipeline.data.intensity import CT_WINDOW, MR_PERCENTILES, SLIDE_INTENSITY, IntensityRule, default_intensity
 from pipeline.data.slices import SliceDataset, resize_images, resize_labels
 from pipeline.data.volumes import VolumeReader, read_label, read_volume, scan_suffix, write_label_map
 
 __all__ = [
+    "COLOUR_SLIDE",
     "CT_WINDOW",
     "DATASET_FILE",
+    "GREY_SLIDE",
+    "IMAGE_SUFFIXES",
     "MR_PERCENTILES",
+    "SLIDE_INTENSITY",
     "SPLITS",
     "Case",
     "Dataset",
     "IntensityRule",
+    "PictureReader",
     "SamePreprocessing",
     "SliceAugmentation",
     "SliceDataset",
@@ -25,14 +51,21 @@ __all__ = [
     "check_same_grid",
     "default_intensity",
     "from_ras",
+    "image_size",
+    "is_image",
     "load_dataset",
     "parse_labels",
+    "read_image",
     "read_label",
+    "read_label_image",
+    "read_mask_colours",
     "read_volume",
     "resize_images",
     "resize_labels",
     "scan_suffix",
+    "to_grey",
     "to_ras",
     "write_dataset_json",
     "write_label_map",
+    "write_png",
 ]

@@ -21,6 +21,9 @@ DATASET_FILE = "dataset.json"
 SPLITS = ("training", "validation", "test")
 _REQUIRED_KEYS = ("name", "modality", "labels", "intensity", *SPLITS)
 _MAX_LABELS = 256  # label maps are uint8
+# Decathlon's `modality` names every channel: one for scans and grey slides, three for slides in colour.
+GREY_SLIDE, COLOUR_SLIDE = "grey slide", "RGB slide"
+_CHANNELS = {COLOUR_SLIDE: ("red", "green", "blue")}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Dataset:
     """What `dataset.json` declares.
 
     `labels` maps every value of the label maps to its name and begins with 0, the background. `spacing_known` is False
-    where the source kept no voxel size: distances are then in voxels, not millimetres.
+    where the source kept no voxel size: distances are then in voxels, not millimetres. `tile_px`, of slides alone, is
+    how many pixels of a slide the side of one training tile spans, whatever size the tile is stored in.
     """
 
     name: str
@@ -50,6 +54,12 @@ class Dataset:
     validation: tuple[Case, ...]
     test: tuple[Case, ...]
     spacing_known: bool = True
+    tile_px: int | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image: 3 for slides in colour, else 1."""
+        return len(_CHANNELS.get(self.modality, (self.modality,)))
 
     @property
     def organs(self) -> dict[int, str]:
@@ -119,10 +129,13 @@ def write_dataset_json(folder: str | os.PathLike[str], dataset: Dataset) -> Path
     splits = {name: [_entry(case, root) for case in dataset.split(name)] for name in SPLITS}
     content = {
         "name": dataset.name,
-        "modality": {"0": dataset.modality},
+        "modality": {
+            str(index): name for index, name in enumerate(_CHANNELS.get(dataset.modality, (dataset.modality,)))
+        },
         "labels": {str(value): name for value, name in sorted(dataset.labels.items())},
         "intensity": dataset.intensity.to_dict(),
         "spacing_known": dataset.spacing_known,
+        **({} if dataset.tile_px is None else {"tile_px": dataset.tile_px}),
         "numTraining": len(dataset.training),
         "numTest": len(dataset.test),
         **splits,
@@ -188,20 +201,31 @@ def _parse(path: Path, content: dict[str, Any]) -> Dataset:
         raise InputError(f"lacks the key {_listed(missing)}; {hint}")
     if not isinstance(content["name"], str) or not content["name"].strip():
         raise InputError("name must be text")
-    modality = content["modality"]
-    if not isinstance(modality, dict) or len(modality) != 1 or not all(isinstance(m, str) for m in modality.values()):
-        raise InputError('modality must name one image channel, such as {"0": "CT"}')
+    tile_px = content.get("tile_px")
+    if tile_px is not None and (isinstance(tile_px, bool) or not isinstance(tile_px, int) or tile_px < 1):
+        raise InputError(f"tile_px is {tile_px!r}; it must be the side of a training tile in pixels of the slide")
     if not isinstance(content.get("spacing_known", True), bool):
         raise InputError("spacing_known must be true or false")
     return Dataset(
         name=content["name"],
         folder=path.parent,
-        modality=next(iter(modality.values())),
+        modality=_parse_modality(content["modality"]),
         labels=parse_labels(content["labels"]),
         intensity=IntensityRule.from_dict(content["intensity"]),
         spacing_known=content.get("spacing_known", True),
+        tile_px=tile_px,
         **{split: _parse_split(path.parent, split, content[split]) for split in SPLITS},
     )
+
+
+def _parse_modality(content: Any) -> str:
+    names = tuple(content.values()) if isinstance(content, dict) else ()
+    for modality, channels in _CHANNELS.items():
+        if names == channels:
+            return modality
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise InputError('modality must name one image channel, such as {"0": "CT"}, or red, green and blue')
+    return names[0]
 
 
 def _parse_split(folder: Path, split: str, entries: Any) -> tuple[Case, ...]:

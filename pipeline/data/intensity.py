@@ -95,6 +95,8 @@ class IntensityRule:
 CT_WINDOW = IntensityRule(WINDOW, -125.0, 275.0)
 # MR has no unit: the half percent at each end is where coil hot spots and the empty background lie.
 MR_PERCENTILES = IntensityRule(PERCENTILES, 0.5, 99.5)
+# Slides are stored with 8 bits a channel.
+SLIDE_INTENSITY = IntensityRule(WINDOW, 0.0, 255.0)
 
 
 def default_intensity(modality: str) -> IntensityRule:
