@@ -57,9 +57,14 @@ class Dataset:
     tile_px: int | None = None
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of an image's channels: three for slides in colour, else the modality alone."""
+        return _CHANNELS.get(self.modality, (self.modality,))
+
+    @property
     def in_channels(self) -> int:
-        """Channels of an image: 3 for slides in colour, else 1."""
-        return len(_CHANNELS.get(self.modality, (self.modality,)))
+        """Number of channels that a network sees."""
+        return len(self.channels)
 
     @property
     def organs(self) -> dict[int, str]:
@@ -129,9 +134,7 @@ def write_dataset_json(folder: str | os.PathLike[str], dataset: Dataset) -> Path
     splits = {name: [_entry(case, root) for case in dataset.split(name)] for name in SPLITS}
     content = {
         "name": dataset.name,
-        "modality": {
-            str(index): name for index, name in enumerate(_CHANNELS.get(dataset.modality, (dataset.modality,)))
-        },
+        "modality": {str(index): name for index, name in enumerate(dataset.channels)},
         "labels": {str(value): name for value, name in sorted(dataset.labels.items())},
         "intensity": dataset.intensity.to_dict(),
         "spacing_known": dataset.spacing_known,
