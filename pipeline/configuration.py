@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
 
+from pipeline import distributed
 from pipeline.errors import InputError, report_input_errors
 
 # Arguments of `python -m monai.bundle run` itself; everything else on its command line overrides a key of the config.
@@ -22,7 +23,7 @@ RUN_ARGUMENTS = frozenset(inspect.signature(bundle_run).parameters) - {"override
 
 
 def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] | None = None) -> None:
-    """Check the command line, make errors readable and seed every random generator.
+    """Check the command line, make errors readable, join the other processes and seed every random generator.
 
     MONAI accepts an override of a key that no config has (`--epocs 3`) in silence, and reports a value that was not
     given as a failure deep inside the component that needed it.
@@ -43,6 +44,7 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
     for key, value in required.items():
         if not isinstance(value, str):  # the command line turns 2024 into a number
             raise InputError(f"--{key} is read as {value!r}, not as a path: write ./{value}")
+    distributed.start()
     set_determinism(seed)
 
 

@@ -25,22 +25,22 @@ class SamePreprocessing:
 
     Args:
         datalist: the entries that the slices are made of.
-        volumes: the transform that loads and orients a scan, as inference does.
+        loading: the transform that reads an image (and orients a scan), as inference does.
         intensity: the rule by which inference scales it.
     """
 
     def __init__(
         self,
         datalist: Sequence[Mapping[str, str]],
-        volumes: Callable[[Mapping[str, str]], Mapping[str, Any]],
+        loading: Callable[[Mapping[str, str]], Mapping[str, Any]],
         intensity: IntensityRule,
     ) -> None:
         self.entries = {entry["case"]: entry for entry in datalist}
-        self.volumes, self.intensity = volumes, intensity
+        self.loading, self.intensity = loading, intensity
         self._done = False
 
     def __call__(self, case: str, image: Tensor, label: Tensor) -> None:
-        """Compare the first prepared `image` (1, X, Y, Z) with what inference makes of the same file.
+        """Compare the first prepared `image` (1, X, Y, Z) or (C, H, W) with what inference makes of the same file.
 
         Raises:
             InputError: they differ in shape or by more than a thousandth of the intensity range.
@@ -48,7 +48,7 @@ class SamePreprocessing:
         if self._done:
             return
         self._done = True
-        scan = convert_to_tensor(self.volumes(dict(self.entries[case]))["image"], track_meta=False)
+        scan = convert_to_tensor(self.loading(dict(self.entries[case]))["image"], track_meta=False)
         expected = self.intensity.scale(scan, self.intensity.window(scan))
         if expected.shape != image.shape:
             raise InputError(f"case {case}: {_advice(f'{tuple(image.shape)} voxels, not {tuple(expected.shape)}')}")

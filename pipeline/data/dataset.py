@@ -23,6 +23,8 @@ _REQUIRED_KEYS = ("name", "modality", "labels", "intensity", *SPLITS)
 _MAX_LABELS = 256  # label maps are uint8
 # Decathlon's `modality` names every channel: one for scans and grey slides, three for slides in colour.
 GREY_SLIDE, COLOUR_SLIDE = "grey slide", "RGB slide"
+SCANS, SLIDES = "scans", "slides"
+_BUNDLES = {SCANS: "bundles/synapse", SLIDES: "bundles/gastric"}
 _CHANNELS = {COLOUR_SLIDE: ("red", "green", "blue")}
 
 
@@ -62,6 +64,11 @@ class Dataset:
         return _CHANNELS.get(self.modality, (self.modality,))
 
     @property
+    def kind(self) -> str:
+        """What the images are, "scans" or "slides"."""
+        return SCANS if self.tile_px is None else SLIDES
+
+    @property
     def in_channels(self) -> int:
         """Number of channels that a network sees."""
         return len(self.channels)
@@ -75,6 +82,16 @@ class Dataset:
     def out_channels(self) -> int:
         """Number of classes that a network tells apart, background included."""
         return len(self.labels)
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        """What a model must have been trained with to fit this dataset, as `pipeline.networks.load_model` compares it."""
+        return {
+            "labels": self.labels,
+            "intensity": self.intensity.to_dict(),
+            "in_channels": self.in_channels,
+            "tile_px": self.tile_px,
+        }
 
     def split(self, name: str) -> tuple[Case, ...]:
         """Return the cases of the split "training", "validation" or "test" (maybe none); `InputError` for another."""
@@ -105,8 +122,8 @@ class Dataset:
         raise InputError(f"organ {organ!r} is not in dataset '{self.name}'; {_nearest(organ, self.organs.values())}")
 
 
-def load_dataset(folder: str | os.PathLike[str]) -> Dataset:
-    """Read and check a dataset folder, or its `dataset.json`.
+def load_dataset(folder: str | os.PathLike[str], kind: str | None = None) -> Dataset:
+    """Read and check a dataset folder, or its `dataset.json`; `kind` is what it must hold, "scans" or "slides".
 
     Everything that would make training or scores silently wrong raises `InputError`, one line that names file and key:
     missing keys or files (all of them), two cases of one id, one patient or one image in two places, labels that do
@@ -117,6 +134,8 @@ def load_dataset(folder: str | os.PathLike[str]) -> Dataset:
     content = _read_json(path)
     try:
         dataset = _parse(path, content)
+        if kind not in (None, dataset.kind):
+            raise InputError(f"holds {dataset.kind}, not {kind}; {_BUNDLES[dataset.kind]} is the bundle for them")
         _check_unique(dataset)
         _check_files(dataset)
         _check_same_content(dataset)

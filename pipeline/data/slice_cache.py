@@ -111,15 +111,15 @@ def _file_facts(path: str) -> list[Any]:
 
 
 def open_slices(folder: Path) -> tuple[Tensor, Tensor, list[tuple[str, int]]]:
-    """Return images (N, 1, S, S) float32, labels of the same shape uint8, and (case, position) of each slice.
+    """Return images (N, C, S, S) float32, labels (N, 1, S, S) uint8, and (case, position) of each slice.
 
     The tensors are mapped from disk and private: what a program writes to them never reaches the files.
     """
     index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    shape = tuple(index["shape"])
+    slices, channels, *sides = index["shape"]
     # Mode "c" (copy on write) rather than "r": torch warns about arrays that cannot be written.
-    images = np.memmap(folder / _IMAGES, dtype=np.float32, mode="c", shape=shape)
-    labels = np.memmap(folder / _LABELS, dtype=np.uint8, mode="c", shape=shape)
+    images = np.memmap(folder / _IMAGES, dtype=np.float32, mode="c", shape=(slices, channels, *sides))
+    labels = np.memmap(folder / _LABELS, dtype=np.uint8, mode="c", shape=(slices, 1, *sides))
     return torch.from_numpy(images), torch.from_numpy(labels), [(case, int(z)) for case, z in index["slices"]]
 
 
@@ -130,10 +130,15 @@ class SliceWriter:
         self._folder = folder
         self._size = size
         self._slices: list[tuple[str, int]] = []
+        self._channels: int | None = None
 
     def append(self, case: str, images: Tensor, labels: Tensor) -> None:
-        """Add the slices (D, 1, S, S) of one volume; raises `InputError` when the disk is full."""
-        needed, free = images.numel() * 5, shutil.disk_usage(self._folder).free
+        """Add the slices (D, C, S, S) of one volume; `InputError` when the disk is full or the channels differ."""
+        channels = images.shape[1]
+        if self._channels not in (None, channels):
+            raise InputError(f"case {case} has {channels} channels, the cases before it {self._channels}")
+        self._channels = channels
+        needed, free = 4 * images.numel() + labels.numel(), shutil.disk_usage(self._folder).free
         if needed > free:
             raise InputError(f"{self._folder.parent} has {free / 1e9:.1f} GB left, too little; free space or move it")
         for name, values in ((_IMAGES, images.numpy()), (_LABELS, labels.numpy())):
@@ -143,7 +148,7 @@ class SliceWriter:
 
     def finish(self) -> None:
         """Write the index, after which the folder is complete."""
-        shape = [len(self._slices), 1, self._size, self._size]
+        shape = [len(self._slices), self._channels, self._size, self._size]
         write_json(self._folder / _INDEX, {"shape": shape, "slices": self._slices})
 
 

@@ -27,15 +27,15 @@ from pipeline.errors import InputError, input_error_behind
 
 logger = logging.getLogger(__name__)
 
-_BYTES_A_PIXEL = 5  # float32 image and uint8 label
 _LABEL_TOLERANCE = 1e-3
+_CHANNELS = {3: (1, 3), 4: (1,)}  # of pictures (grey or colour) and of volumes, by the axes that they have
 _CHUNK = 32  # slices resized at once: bounds the extra memory for volumes of hundreds of slices
 
 Check = Callable[[str, Tensor, Tensor], None]
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return `images` (N, 1, H, W) float at `size` (h, w): bilinear, pixel areas aligned, smoothed when shrinking.
+    """Return `images` (N, C, H, W) float at `size` (h, w): bilinear, pixel areas aligned, smoothed when shrinking.
 
     Training and inference both call it, so a network meets the resolution that it learned from.
     """
@@ -60,15 +60,16 @@ class SliceDataset(TorchDataset):
     Args:
         datalist: entries with `case`, `image` and `label`, as `Dataset.datalist` gives them.
         preprocessing: called once per volume with an entry; gives `image` (1, X, Y, Z) float in [0, 1] and `label`
-            (1, X, Y, Z). Intensities are normalised there, per volume. Slices are taken along the last axis.
+            (1, X, Y, Z). Intensities are normalised there, per volume. Slices are taken along the last axis. A picture,
+            such as a tile of tissue, is one slice: `image` (C, H, W) and `label` (1, H, W).
         size: side of the square slices.
         out_channels: number of classes; a label value at or above it is refused.
         cache_dir: folder for slices on disk, mapped instead of held in memory and found again by the next run.
         check: called with (case, image, label) of each prepared volume; may raise `InputError`.
 
-    Items are `{"image": (1, S, S) float32, "label": (1, S, S) uint8}`. `images` and `labels` are the whole arrays
-    (N, 1, S, S); `slices` names case and position of each. Raises `InputError`, with the name of the case, for voxels
-    that are not finite, labels out of range, image and label of different shape, and too little memory.
+    Items are `{"image": (C, S, S) float32, "label": (1, S, S) uint8}`. `images` (N, C, S, S) and `labels` (N, 1, S, S)
+    are the whole arrays; `slices` names case and position of each. Raises `InputError`, with the name of the case, for
+    voxels that are not finite, labels out of range, image and label of different shape, and too little memory.
     """
 
     def __init__(
@@ -91,7 +92,12 @@ class SliceDataset(TorchDataset):
             folder = Path(cache_dir) / cache_key(datalist, preprocessing, size)
             self.images, self.labels, self.slices = _from_cache(folder, volumes, size)
             _check_stored_labels(self.labels, out_channels, folder)
-        logger.info("%d slices of %d cases, %.2f GB", len(self), len(datalist), _gigabytes(len(self), size))
+        logger.info(
+            "%d slices of %d cases, %.2f GB",
+            len(self),
+            len(datalist),
+            _gigabytes(len(self), self.images.shape[1], size),
+        )
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -105,7 +111,7 @@ class SliceDataset(TorchDataset):
         return [{"image": image, "label": label} for image, label in zip(*batch.values(), strict=True)]
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Return slices as one batch `{"image": (B, 1, S, S), "label": (B, 1, S, S)}`, a copy, on the same device."""
+        """Return slices as one batch `{"image": (B, C, S, S), "label": (B, 1, S, S)}`, a copy, on the same device."""
         chosen = torch.as_tensor(indices, dtype=torch.long, device=self.images.device)
         return {"image": self.images.index_select(0, chosen), "label": self.labels.index_select(0, chosen)}
 
@@ -125,7 +131,7 @@ def _prepared(
     out_channels: int,
     check: Check | None,
 ) -> Iterator[Volume]:
-    """Yield case, images (D, 1, S, S) float32 and labels (D, 1, S, S) uint8 of one volume after another."""
+    """Yield case, images (D, C, S, S) float32 and labels (D, 1, S, S) uint8 of one volume after another."""
     for entry in tqdm(datalist, desc="preparing slices", unit="volume", disable=None):
         case = entry["case"]
         image, label = _preprocess(case, entry, preprocessing)
@@ -165,9 +171,11 @@ def _check_same_place(case: str, image: Any, label: Any) -> None:
 
 
 def _check_volume(case: str, image: Tensor, label: Tensor, out_channels: int) -> None:
-    if image.ndim != 4 or image.shape[0] != 1:
-        raise InputError(f"case {case}: the image is {tuple(image.shape)} after preprocessing, not (1, X, Y, Z)")
-    if image.shape != label.shape:
+    if image.ndim not in _CHANNELS or image.shape[0] not in _CHANNELS[image.ndim]:
+        raise InputError(
+            f"case {case}: the image is {tuple(image.shape)} after preprocessing, neither (1, X, Y, Z) nor (C, H, W)"
+        )
+    if (1, *image.shape[1:]) != tuple(label.shape):
         raise InputError(
             f"case {case}: image {tuple(image.shape)} and label {tuple(label.shape)} differ in shape; "
             "they must be of one scan"
@@ -199,8 +207,8 @@ def _is_label(value: float, out_channels: int) -> bool:
 
 
 def _to_slices(volume: Tensor, size: int, resize: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
-    """Return (1, X, Y, Z) as contiguous slices (Z, 1, size, size): rows are x, columns are y."""
-    slices = volume.permute(3, 0, 1, 2)
+    """Return (1, X, Y, Z) as contiguous slices (Z, 1, size, size): rows are x, columns are y; (C, H, W) as one."""
+    slices = volume.permute(3, 0, 1, 2) if volume.ndim == 4 else volume[None]
     return torch.cat([resize(chunk, (size, size)) for chunk in slices.split(_CHUNK)]).contiguous()
 
 
@@ -211,8 +219,9 @@ def _collect(volumes: Iterator[Volume], cases: int, size: int) -> tuple[Tensor, 
     for volume in volumes:
         parts.append(volume)
         slices.extend((volume[0], position) for position in range(len(volume[1])))
-        _check_memory(len(slices), len(parts), cases, size)
-    images = torch.empty((len(slices), 1, size, size), dtype=torch.float32)
+        _check_channels(volume[0], len(volume[1][0]), len(parts[0][1][0]))
+        _check_memory(_gigabytes(len(slices), len(volume[1][0]), size), len(parts), cases)
+    images = torch.empty((len(slices), *parts[0][1].shape[1:]), dtype=torch.float32)
     labels = torch.empty((len(slices), 1, size, size), dtype=torch.uint8)
     start = len(slices)
     while parts:
@@ -240,19 +249,25 @@ def _check_stored_labels(labels: Tensor, out_channels: int, folder: Path) -> Non
         raise InputError(f"slices in {folder} hold label {highest}, but there are {out_channels} classes; correct them")
 
 
-def _check_memory(slices: int, done: int, cases: int, size: int) -> None:
-    """Refuse early what would not fit, judged by the volumes so far, rather than be killed after minutes."""
-    needed = _gigabytes(slices, size) / done * (cases - done)
+def _check_channels(case: str, channels: int, first: int) -> None:
+    if channels != first:
+        raise InputError(f"case {case} has {channels} channels, the cases before it {first}; make them alike")
+
+
+def _check_memory(gigabytes: float, done: int, cases: int) -> None:
+    """Refuse early what would not fit, judged by the `done` cases so far, rather than be killed after minutes."""
+    needed = gigabytes / done * (cases - done)
     available = _available_gigabytes()
     if available is not None and needed > available:
         raise InputError(
-            f"the slices of {cases} cases need about {_gigabytes(slices, size) / done * cases:.1f} GB, and "
+            f"the slices of {cases} cases need about {gigabytes / done * cases:.1f} GB, and "
             f"{available:.1f} GB more are free; set cache_dir to keep them on disk, or a smaller size"
         )
 
 
-def _gigabytes(slices: int, size: int) -> float:
-    return slices * size * size * _BYTES_A_PIXEL / 1e9
+def _gigabytes(slices: int, channels: int, size: int) -> float:
+    """Return the memory of float32 images with `channels` and their uint8 labels."""
+    return slices * size * size * (4 * channels + 1) / 1e9
 
 
 def _available_gigabytes() -> float | None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distributed import average_gradients
 from pipeline.errors import InputError
 
 KINDS = ("wgan-gp", "hinge")
@@ -45,7 +46,8 @@ class AdversarialDistillation(DistillationMethod):
     """Adversarial distillation with the single term `adversarial` = -mean D(student logits).
 
     The discriminator is frozen during the student's step and takes one step of its own after it (Adam, rate decaying
-    as (1 - step / total_steps)^0.9). It runs in float32: the penalty differentiates twice.
+    as (1 - step / total_steps)^0.9). It runs in float32: the penalty differentiates twice. Several processes average its
+    gradients by hand: the wrapper for that cannot differentiate twice.
 
     Args:
         discriminator: maps logits (B, K, H, W) to a map of scores.
@@ -76,6 +78,7 @@ class AdversarialDistillation(DistillationMethod):
             real, fake = teacher.logits.detach().float(), student.logits.detach().float()
             loss = discriminator_loss(self.discriminator, real, fake, self.kind)
             loss.backward()
+        average_gradients(self.discriminator.parameters())
         self.optimizer.step()
         self.schedule.step()
         return {"discriminator": loss.detach()}

@@ -10,7 +10,7 @@ from pipeline.networks.fanet import FANet
 from pipeline.networks.mobile_unet import MobileUNet
 from pipeline.networks.padding import PaddedInferer
 from pipeline.networks.paraphraser import Paraphraser
-from pipeline.networks.saved_model import SavedModel, load_model, save_model, to_device
+from pipeline.networks.saved_model import SavedModel, load_model, save_model, to_device, unwrapped
 
 __all__ = [
     "NETWORKS",
@@ -29,4 +29,5 @@ __all__ = [
     "save_model",
     "tap_channels",
     "to_device",
+    "unwrapped",
 ]

@@ -41,6 +41,7 @@ class SavedModel:
         labels: class index -> name, 0 is the background.
         intensity: the intensity rule of the training data, as `IntensityRule.to_dict` gives it.
         size: side in pixels of the square images that the network was trained on.
+        tile_px: pixels of a slide that the side of such an image spans; None for a network of scans.
         modality: of the training data, such as "CT".
         extra: whatever else was saved: how the model was chosen, the command, versions.
         sha256: of the file, in hexadecimal.
@@ -56,6 +57,7 @@ class SavedModel:
     extra: dict[str, Any]
     sha256: str
     path: Path
+    tile_px: int | None = None
 
 
 def save_model(
@@ -66,6 +68,7 @@ def save_model(
     intensity: Mapping[str, Any],
     size: int,
     modality: str,
+    tile_px: int | None = None,
     network_arguments: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> None:
@@ -78,6 +81,7 @@ def save_model(
         intensity: the intensity rule of the training data as a mapping of plain values.
         size: side in pixels of the square training images.
         modality: of the training data.
+        tile_px: for networks of slides, the pixels of a slide that the side of a training image spans.
         network_arguments: arguments of `build_network`; by default those that the network remembers.
         extra: plain values to keep beside, found again in `SavedModel.extra`.
 
@@ -86,7 +90,7 @@ def save_model(
         TypeError: a value that is neither plain nor made of plain values.
         ValueError: the arguments do not build this network, so the file could never be loaded.
     """
-    network = _unwrapped(network)
+    network = unwrapped(network)
     arguments = _plain("network_arguments", network_arguments or getattr(network, "arguments", {}))
     if "name" not in arguments:
         raise ValueError("the network does not say how it was built: use build_network, or pass network_arguments")
@@ -104,6 +108,7 @@ def save_model(
         "intensity": _plain("intensity", intensity),
         "size": int(size),
         "modality": str(modality),
+        "tile_px": None if tile_px is None else int(tile_px),
         "extra": _plain("extra", extra),
     }
     with replace_when_complete(path) as temporary:
@@ -114,8 +119,7 @@ def load_model(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     expect: str | None = None,
-    labels: Mapping[int, str] | None = None,
-    intensity: Mapping[str, Any] | None = None,
+    demands: Mapping[str, Any] | None = None,
 ) -> SavedModel:
     """Return the model that `save_model` wrote to `path`. No random number is drawn.
 
@@ -123,13 +127,12 @@ def load_model(
         path: the file.
         device: where the network is to be.
         expect: name of the network that the file must hold, such as "fanet"; None takes any.
-        labels: labels of the dataset that the model is to be used on; None takes any.
-        intensity: intensity rule of that dataset; None takes any.
+        demands: `Dataset.demands` of the dataset that the model is to be used on; None takes any.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
-            network, other organs or another intensity rule than expected; weights that do not fit or are not finite; a
-            device that is not there.
+            network, other classes, intensities, channels or tiles than expected; weights that do not fit or are not
+            finite; a device that is not there.
     """
     path = Path(path)
     raw = _read(path)
@@ -137,7 +140,8 @@ def load_model(
     arguments = dict(content["network_arguments"])
     if expect is not None and arguments.get("name") != expect:
         raise InputError(f"{path} holds network '{arguments.get('name')}', not '{expect}'; give a model.pt of {expect}")
-    _check_dataset(path, content, labels, intensity)
+    if demands is not None:
+        _check_dataset(path, content, demands)
     network = _network(path, arguments, content["state_dict"])
     return SavedModel(
         network=to_device(network, device).eval(),
@@ -149,27 +153,33 @@ def load_model(
         extra=dict(content["extra"]),
         sha256=hashlib.sha256(raw).hexdigest(),
         path=path,
+        tile_px=content.get("tile_px"),
     )
 
 
-def _check_dataset(
-    path: Path, content: Mapping[str, Any], labels: Mapping[int, str] | None, intensity: Mapping[str, Any] | None
-) -> None:
-    """Refuse a dataset whose labels mean other organs, or whose voxels were scaled otherwise, than in training."""
+def _check_dataset(path: Path, content: Mapping[str, Any], demands: Mapping[str, Any]) -> None:
+    """Refuse a dataset whose labels mean other organs, or whose images were scaled otherwise, than in training."""
+    labels = demands["labels"]
     learned = {int(value): name for value, name in content["labels"].items()}
-    if labels is not None and dict(labels) != learned:
+    if dict(labels) != learned:
         raise InputError(
             f"{path} was trained on other organs ({', '.join(learned.values())}) than the dataset declares "
             f"({', '.join(labels.values())}); {_ADVICE} on this dataset"
         )
-    if intensity is not None and dict(intensity) != dict(content["intensity"]):
-        raise InputError(
-            f"{path} was trained with the intensity rule {dict(content['intensity'])}, the dataset declares "
-            f"{dict(intensity)}; {_ADVICE} on this dataset"
-        )
+    trained = {
+        "intensity": dict(content["intensity"]),
+        "in_channels": content["network_arguments"].get("in_channels"),
+        "tile_px": content.get("tile_px"),
+    }
+    for name, value in trained.items():
+        if value != demands[name]:
+            raise InputError(
+                f"{path} was trained with {name} {value}, the dataset has {demands[name]}; {_ADVICE} on this dataset"
+            )
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside the wrappers of distributed training and `torch.compile`."""
     while isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(network, "_orig_mod"):
         network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
     return network

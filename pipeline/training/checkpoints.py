@@ -15,10 +15,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from pipeline import distributed
 from pipeline.atomic import replace_when_complete
-from pipeline.data import Dataset, SliceAugmentation
+from pipeline.data import BatchAugmentation, Dataset
 from pipeline.errors import InputError
-from pipeline.networks import save_model
+from pipeline.networks import save_model, unwrapped
 
 logger = logging.getLogger(__name__)
 STATE_FILE, MODEL_FILE = "last.pt", "model.pt"
@@ -55,7 +56,7 @@ class BestModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Save if the validation that has just ended set the best metric."""
-        if engine.state.best_metric_epoch != engine.state.epoch:
+        if engine.state.best_metric_epoch != engine.state.epoch or not distributed.is_main():
             return
         save_model(
             self.path,
@@ -65,6 +66,7 @@ class BestModelSaver:
             intensity=self.dataset.intensity.to_dict(),
             size=self.size,
             modality=self.dataset.modality,
+            tile_px=self.dataset.tile_px,
             recipe=self.recipe,
             selection={"epoch": engine.state.epoch, engine.state.key_metric_name: float(engine.state.best_metric)},
         )
@@ -109,7 +111,7 @@ class TrainingStateSaver:
 
     def _save(self, engine: Engine) -> None:
         last = engine.state.epoch == engine.state.max_epochs
-        if engine.state.epoch % self.interval and not last:
+        if (engine.state.epoch % self.interval and not last) or not distributed.is_main():
             return
         with replace_when_complete(self.path) as temporary:
             torch.save(self._collect(engine), temporary)
@@ -134,12 +136,12 @@ class TrainingStateSaver:
 
     def _parts(self, trainer: Any) -> dict[str, Any]:
         parts = {
-            "network": trainer.network,
+            "network": unwrapped(trainer.network),
             "optimizer": trainer.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "grad_scaler": trainer.grad_scaler,
         }
-        if isinstance(trainer.augmentation, SliceAugmentation):
+        if isinstance(trainer.augmentation, BatchAugmentation):
             parts["augmentation"] = trainer.augmentation
         return parts
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline import distributed
 from pipeline.atomic import replace_when_complete
 from pipeline.data import SliceDataset
 from pipeline.distillation import FeatureTaps
@@ -104,6 +105,8 @@ def finish_paraphrasers(
     batch_size: int = 16,
 ) -> None:
     """Write the trained paraphrasers and log how much of each tap's variance they leave unexplained on `slices`."""
+    if not distributed.is_main():
+        return
     device = next(network.parameters()).device
     every = max(1, len(slices) // _CHECKED_SLICES)
     chosen = torch.arange(0, len(slices), every).split(batch_size)

@@ -14,7 +14,7 @@ from typing import Any
 import monai
 import torch
 
-from pipeline import __version__
+from pipeline import __version__, distributed
 from pipeline.atomic import write_json
 from pipeline.errors import InputError
 from pipeline.training.checkpoints import MODEL_FILE, STATE_FILE
@@ -39,11 +39,17 @@ def record_run(run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> 
     Raises:
         InputError: the folder cannot be written.
     """
+    if not distributed.is_main():
+        return
     record = {
         "command": shlex.join(sys.orig_argv),
         "settings": {name: _primitive(value) for name, value in settings.items()},
         "versions": {"pipeline": __version__, "monai": monai.__version__, "torch": torch.__version__},
-        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "machine": {
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "processes": distributed.ranks(),
+        },
     }
     write_json(Path(run_dir) / RECORD_FILE, record)
 
