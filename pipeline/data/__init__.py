@@ -2,7 +2,7 @@
 """Datasets, volumes and slices: from files on disk to batches."""
 
 from pipeline.data.agreement import SamePreprocessing
-from pipeline.data.augmentation import SliceAugmentation
+from pipeline.data.augmentation import BatchAugmentation, SliceAugmentation
 from pipeline.data.dataset import (
     COLOUR_SLIDE,
     DATASET_FILE,
@@ -28,6 +28,7 @@ from pipeline.data.images import (
 )
 from pipeline.data.intensity import CT_WINDOW, MR_PERCENTILES, SLIDE_INTENSITY, IntensityRule, default_intensity
 from pipeline.data.slices import SliceDataset, resize_images, resize_labels
+from pipeline.data.stain_augmentation import TileAugmentation
 from pipeline.data.volumes import VolumeReader, read_label, read_volume, scan_suffix, write_label_map
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "MR_PERCENTILES",
     "SLIDE_INTENSITY",
     "SPLITS",
+    "BatchAugmentation",
     "Case",
     "Dataset",
     "IntensityRule",
@@ -46,6 +48,7 @@ __all__ = [
     "SamePreprocessing",
     "SliceAugmentation",
     "SliceDataset",
+    "TileAugmentation",
     "Volume",
     "VolumeReader",
     "check_same_grid",

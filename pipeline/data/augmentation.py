@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-
-KINDS = ("paper", "affine", "none")
 
 # "affine": ranges that a patient's position and a scanner's calibration vary by, not more.
 _ROTATION_DEGREES = 15.0
@@ -23,7 +21,42 @@ _CONTRAST = (0.9, 1.1)
 _BRIGHTNESS = 0.05
 
 
-class SliceAugmentation:
+class BatchAugmentation:
+    """What every augmentation of batches shares: one of the named `kinds`, draws of its own, a state to resume from.
+
+    The draws come from a generator of its own on the CPU, so they are the same on every device, leave all other draws
+    alone, and `state_dict` resumes them exactly. Raises `InputError` for a kind that is not in `kinds`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, kind: str, seed: int = 0) -> None:
+        if kind not in self.kinds:
+            raise InputError(f"augmentation {kind!r} is unknown; choose one of {', '.join(self.kinds)}")
+        self.kind = kind
+        self._generator = torch.Generator(device="cpu").manual_seed(seed)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return new images and labels; what is given stays as it is."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the kind and the state of the generator: primitives and one tensor."""
+        return {"kind": self.kind, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the draws where `state_dict` left them; `InputError` for the state of another kind."""
+        if state["kind"] != self.kind:
+            raise InputError(f"the run was augmented by {state['kind']!r}, not {self.kind!r}; resume it with the same")
+        # A checkpoint may have been mapped to the GPU on load; generator states live on the CPU.
+        self._generator.set_state(state["generator"].cpu())
+
+    def _uniform(self, batch: int, columns: int) -> Tensor:
+        """Return (batch, columns) numbers in [0, 1)."""
+        return torch.rand((batch, columns), generator=self._generator)
+
+
+class SliceAugmentation(BatchAugmentation):
     """Augment slices and their labels together.
 
     Kinds:
@@ -35,15 +68,10 @@ class SliceAugmentation:
             wrong side. Images bilinear, labels nearest, zeros outside.
         none: everything stays.
 
-    The draws come from a generator of its own on the CPU, so they are the same on every device and `state_dict`
-    resumes them exactly. Images are expected in [0, 1].
+    Images are expected in [0, 1].
     """
 
-    def __init__(self, kind: str, seed: int = 0) -> None:
-        if kind not in KINDS:
-            raise InputError(f"augmentation {kind!r} is unknown; choose one of {', '.join(KINDS)}")
-        self.kind = kind
-        self._generator = torch.Generator(device="cpu").manual_seed(seed)
+    kinds = ("paper", "affine", "none")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,20 +86,6 @@ class SliceAugmentation:
             return _warp(images, labels, self._draw_paper(len(images)), image_mode="nearest")
         matrices = self._draw_affine(len(images))
         return _warp(self._change_intensity(images), labels, matrices, image_mode="bilinear")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the kind and the state of the generator: primitives and one tensor."""
-        return {"kind": self.kind, "generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the draws where `state_dict` left them; `InputError` for the state of another kind."""
-        if state["kind"] != self.kind:
-            raise InputError(f"the run was augmented by {state['kind']!r}, not {self.kind!r}; resume it with the same")
-        # A checkpoint may have been mapped to the GPU on load; generator states live on the CPU.
-        self._generator.set_state(state["generator"].cpu())
-
-    def _uniform(self, batch: int, columns: int) -> Tensor:
-        return torch.rand((batch, columns), generator=self._generator)
 
     def _draw_paper(self, batch: int) -> Tensor:
         """Return (B, 2, 3) matrices from output to input positions, in pixels from the centre, (column, row)."""
