@@ -85,7 +85,7 @@ class Dataset:
 
     @property
     def demands(self) -> dict[str, Any]:
-        """What a model must have been trained with to fit this dataset, as `pipeline.networks.load_model` compares it."""
+        """What a model must have been trained with to fit this dataset; `pipeline.networks.load_model` compares it."""
         return {
             "labels": self.labels,
             "intensity": self.intensity.to_dict(),

@@ -3,27 +3,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, create_workflow, verify_net_in_out
-from packaging.requirements import Requirement
+from bundle_commands import ONE_THREAD, ROOT, assert_done, command, error_line, rows, run
+from monai.bundle import create_workflow, verify_net_in_out
 
 from data_prep import phantom_ct
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, load_model, save_model
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path("bundles/synapse/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
 QUICK = ["--batch_size", "4", "--epochs", "2", "--seed", "1"]
@@ -60,84 +55,8 @@ def checkpoint(dataset_dir, tmp_path_factory) -> Path:
     return path
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def command(config: str, *arguments: object) -> list[str]:
-    """Return a bundle's command as the README types it."""
-    program = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    return [*program, *map(str, arguments)]
-
-
 def bundle(config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a bundle's command on one thread."""
-    return subprocess.run(command(config, *arguments), capture_output=True, text=True, check=False, env=ONE_THREAD)
-
-
-def assert_done(result: subprocess.CompletedProcess[str]) -> None:
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
-def error_line(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 2, result.stderr[-3000:]
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr[-3000:]
-    return lines[0]
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
-def test_metadata_fits_the_schema_in_the_tree():
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    jsonschema.validate(metadata, json.loads(Path("bundles/metadata_schema.json").read_text()))
-
-
-def test_schema_refuses_metadata_without_a_version():
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    del metadata["version"]
-    with pytest.raises(jsonschema.ValidationError, match="version"):
-        jsonschema.validate(metadata, json.loads(Path("bundles/metadata_schema.json").read_text()))
-
-
-def test_metadata_names_the_pinned_versions():
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    lines = (line.partition("#")[0].strip() for line in Path("requirements.txt").read_text().splitlines())
-    pinned = [Requirement(line) for line in lines if line]
-    newest = [pin for pin in pinned if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})]
-    pins = {pin.name: str(pin.specifier).removeprefix("==") for pin in newest}
-    assert metadata["monai_version"] == pins["monai"]
-    assert metadata["pytorch_version"] == pins["torch"]
-    assert metadata["numpy_version"] == pins["numpy"]
-    for name, version in metadata["required_packages_version"].items():
-        assert pins[name] == version
-
-
-@pytest.mark.parametrize("config", WORKFLOWS)
-def test_every_target_can_be_imported(config):
-    from monai.bundle import ComponentLocator
-    from monai.utils import optional_import
-
-    parser = ConfigParser()
-    parser.read_config(CONFIGS / f"{config}.yaml")
-    parser.resolve_macro_and_relative_ids()
-    locator, pending = ComponentLocator(), [parser.config]
-    targets = set()
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            targets.update([item["_target_"]] if "_target_" in item else [])
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
-    assert targets
-    for target in targets:
-        module, _, name = target.rpartition(".")
-        found = optional_import(module, name=name)[1] if module else bool(locator.get_component_module_name(target))
-        assert found, target
+    return run("synapse", config, *arguments)
 
 
 @pytest.mark.parametrize(("config", "kind"), WORKFLOWS.items())
@@ -249,7 +168,9 @@ def test_killed_and_resumed_run_equals_one_that_never_stopped(dataset_dir, tmp_p
     options = ["--dataset_dir", dataset_dir, "--network", "enet", "--size", "32", *QUICK, "--epochs", "4"]
     assert_done(bundle("train", *options, "--run_dir", tmp_path / "straight"))
     stopped = subprocess.Popen(
-        command("train", *options, "--run_dir", tmp_path / "killed"), env=ONE_THREAD, stdout=subprocess.DEVNULL
+        command("synapse", "train", *options, "--run_dir", tmp_path / "killed"),
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
     )
     while not (tmp_path / "killed/last.pt").exists() and stopped.poll() is None:
         time.sleep(0.01)

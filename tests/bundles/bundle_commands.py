@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles' commands as the README types them, and what they leave behind."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(bundle: str, config: str, *arguments: object) -> list[str]:
+    """Return a bundle's command."""
+    program = [sys.executable, "-m", "monai.bundle", "run"]
+    file = f"bundles/{bundle}/configs/{config}.yaml"
+    return [*program, "--config_file", file, *map(str, arguments)]
+
+
+def run(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's command on one thread."""
+    arguments = command(bundle, config, *arguments)
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=ROOT)
+
+
+def run_in_two_processes(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's command with its overlay for several processes, on the CPU."""
+    files = [f"bundles/{bundle}/configs/{name}.yaml" for name in (config, "multi_gpu")]
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    program += ["-m", "monai.bundle", "run", "--config_file", str(files), *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=ROOT)
+
+
+def assert_done(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that told what was wrong."""
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr[-3000:]
+    return lines[0]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
