@@ -2,8 +2,9 @@
 """Histology slides, of any size: regions of level 0 as RGB, and a small picture of the whole.
 
 A slide of 100,000 pixels a side does not fit into memory, so nothing here decodes more than what is asked for. MONAI's
-`WSIReader` is not used. With tifffile it decodes the whole level for every region (`pages[level].asarray()`), and one
-damaged tile ends the reading; here that tile comes back white and is named in `Slide.unreadable`.
+`WSIReader` is not used: with tifffile it decodes the whole level for every region (`asarray(level=...)`, MONAI 1.6.1),
+and with any backend one damaged tile ends the reading. Here that tile comes back white and is named in
+`Slide.unreadable`.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ class Slide(ABC):
             raise ValueError(f"longest_px is {longest_px}, not positive")
         shrink = min(1.0, longest_px / max(self.height, self.width))
         size = max(1, round(self.height * shrink)), max(1, round(self.width * shrink))
+        sizes = self._level_sizes()
         broken = {part.level for part in self.unreadable}
-        for level in reversed(range(1, len(self._level_sizes()))):
-            level_size = self._level_sizes()[level]
-            if level in broken or level_size[0] < size[0] or level_size[1] < size[1]:
+        for level in sorted(set(range(1, len(sizes))) - broken, key=lambda level: sizes[level]):
+            if sizes[level][0] < size[0] or sizes[level][1] < size[1]:
                 continue
             try:
                 return self._averaged(level, size)
@@ -113,7 +114,7 @@ class Slide(ABC):
         """Return a region of a level as `read` does; `LevelError` for damage above level 0."""
 
     def _level_sizes(self) -> list[tuple[int, int]]:
-        """Return (height, width) of each level, level 0 first and the others from fine to coarse."""
+        """Return (height, width) of each level, level 0 first."""
         return [(self.height, self.width)]
 
     def _block_shape(self, level: int) -> tuple[int, int]:
@@ -146,10 +147,9 @@ class Slide(ABC):
             block = self._read_level(level, top, left, rows, columns)
             first_row, row_shares = area_shares(top, rows, height, size[0])
             first_column, column_shares = area_shares(left, columns, width, size[1])
-            part = row_shares @ block.reshape(rows, -1).astype(np.float64)
-            part = part.reshape(-1, columns, COLOUR).swapaxes(0, 1)
-            part = column_shares @ part.reshape(columns, -1)
-            part = part.reshape(len(part), -1, COLOUR).swapaxes(0, 1)
+            part = column_shares @ block.swapaxes(0, 1).reshape(columns, -1).astype(np.float64)
+            part = part.reshape(-1, rows, COLOUR).swapaxes(0, 1).reshape(rows, -1)
+            part = (row_shares @ part).reshape(row_shares.shape[0], -1, COLOUR)
             sums[first_row : first_row + part.shape[0], first_column : first_column + part.shape[1]] += part
         return np.rint(sums / (height * width)).astype(np.uint8)
 
@@ -198,6 +198,18 @@ def _read_picture(path: Path) -> np.ndarray:
         return read_image(path, COLOUR)
     except InputError:
         return read_image(path, GREY)
+
+
+def first_bytes(path: Path) -> bytes:
+    """Return the first 16 bytes of a file; `InputError` if it cannot be read or is empty."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise InputError(f"cannot read the slide {path}: {error.strerror}; check the path") from error
+    if not head:
+        raise InputError(f"{path} is empty (0 bytes); copy it anew")
+    return head
 
 
 def credible_um(pixel_um: float | None) -> float | None:
