@@ -20,6 +20,7 @@ from pipeline.data import SPLITS, Case, Dataset, load_dataset, write_dataset_jso
 from pipeline.errors import InputError
 
 LINKS = ("hard", "symbolic")
+_MOST_NAMES = 50
 # What the system says when a disk, a quota or a mount has no room: the user's to mend, unlike other failures.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -118,15 +119,18 @@ def moved(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
 
 
 def print_summary(dataset: Dataset) -> None:
-    """Print what was written: place, rule, organs and the cases of each split."""
+    """Print what was written: place, rule, organs (of slides: classes) and the cases of each split."""
     rule = dataset.intensity
     print(f"wrote {dataset.folder}: '{dataset.name}', {dataset.modality}, {rule.kind} {rule.low:g}..{rule.high:g}")
-    print(f"  organs: {', '.join(f'{value} {name}' for value, name in dataset.organs.items())}")
+    kind = "organs" if dataset.tile_px is None else f"tiles of {dataset.tile_px} pixels, classes"
+    print(f"  {kind}: {', '.join(f'{value} {name}' for value, name in dataset.organs.items())}")
     for split in SPLITS:
         cases = dataset.split(split)
         patients = len({case.patient for case in cases})
-        names = " ".join(case.case for case in cases)
-        print(f"  {split}: {len(cases)} cases of {patients} patients{': ' if names else ''}{names}")
+        names = [case.case for case in cases]
+        # Tiles come in thousands.
+        shown = names if len(names) <= _MOST_NAMES else [*names[:3], "…", names[-1]]
+        print(f"  {split}: {len(cases)} cases of {patients} patients{': ' if names else ''}{' '.join(shown)}")
 
 
 def warn(message: str) -> None:

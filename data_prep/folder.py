@@ -99,21 +99,33 @@ def read_patients(path: str | Path | None, cases: Sequence[str]) -> tuple[dict[s
     """Return case to patient from a CSV file with the columns `case` and `patient`; without one, each is its own."""
     if path is None:
         return {case: case for case in cases}, []
+    listed, problems = listed_patients(path)
+    problems += [f"{path}: no patient for case {case}" for case in cases if not listed.get(case)]
+    return {case: listed.get(case) or case for case in cases}, problems
+
+
+def listed_patients(path: str | Path) -> tuple[dict[str, str], list[str]]:
+    """Return all cases of such a file with their patients, and a problem for each case with two."""
+    listed: dict[str, str] = {}
+    problems = []
+    for row in read_rows(path, ("case", "patient")):
+        case, patient = row["case"], row["patient"]
+        if listed.setdefault(case, patient) != patient:
+            problems.append(f"{path}: case {case} has two patients, {listed[case]} and {patient}")
+    return listed, problems
+
+
+def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, stripped, as column to text; `InputError` where one of `columns` is missing."""
+    names = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}; give a CSV file with the columns case and patient") from error
-    if not rows or not {"case", "patient"} <= set(rows[0]):
-        raise InputError(f"{path} lacks the columns case and patient in its first line")
-    listed: dict[str, str] = {}
-    problems = []
-    for row in rows:
-        case, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
-        if listed.setdefault(case, patient) != patient:
-            problems.append(f"{path}: case {case} has two patients, {listed[case]} and {patient}")
-    problems += [f"{path}: no patient for case {case}" for case in cases if not listed.get(case)]
-    return {case: listed.get(case) or case for case in cases}, problems
+        raise InputError(f"cannot read {path}: {error}; give a CSV file with the columns {names}") from error
+    if not rows or not set(columns) <= set(rows[0]):
+        raise InputError(f"{path} lacks the columns {names} in its first line")
+    return [{column: (row[column] or "").strip() for column in columns} for row in rows]
 
 
 def read_labels(organs: str | None, labels_json: str | None) -> dict[int, str]:
@@ -198,7 +210,7 @@ def convert(
     "symbolic" instead of copies. NIfTI files stay as they are; other formats become NIfTI. Raises `InputError` after
     listing every problem that was found; nothing is left of a folder that could not be finished.
     """
-    _check_apart(Path(images), Path(labels), Path(output))
+    check_apart(Path(images), Path(labels), Path(output))
     rule = intensity or default_intensity(modality)
     pairs, problems = find_pairs(images, labels)
     if not pairs:
@@ -224,7 +236,8 @@ def convert(
     return moved(dataset, output)
 
 
-def _check_apart(images: Path, labels: Path, output: Path) -> None:
+def check_apart(images: Path, labels: Path, output: Path) -> None:
+    """Refuse (`InputError`) one folder for images and labels, and an output inside of what is read."""
     if images.resolve() == labels.resolve():
         raise InputError(f"{images} is given for images and for labels; they lie in two folders")
     for folder in (images, labels):
@@ -266,34 +279,45 @@ def parser() -> argparse.ArgumentParser:
     names = command.add_mutually_exclusive_group(required=True)
     names.add_argument("--organs", metavar="NAMES", help='names of the labels 1, 2, …: "liver,right kidney"')
     names.add_argument("--labels-json", metavar="FILE", help='JSON with the names: {"1": "liver"}')
-    add("--split", metavar="FILE", help='JSON with lists of case ids: {"training": [], "validation": [], "test": []}')
-    wish = "case or patient ids separated by commas, or a fraction of the patients"
-    add("--training", "--train", metavar="WISH", help=f"{wish}; default: all that is left")
-    add("--validation", metavar="WISH", help=f"{wish}; default 0.1 if no split is given at all")
-    add("--test", metavar="WISH", help=f"{wish}; default 0.2 if no split is given at all")
-    add("--seed", type=int, default=0, help="of the draw by fractions (default 0)")
-    add("--patients", metavar="CSV", help="columns case and patient, where patients have several scans")
+    add_split_options(command, "scans")
     add("--intensity", nargs=3, metavar=("RULE", "LOW", "HIGH"), help="window -125 275, or percentiles 0.5 99.5")
     add("--name", help="of the dataset; default: the name of the output folder")
     add("--link", nargs="?", const="symbolic", choices=LINKS, help="link NIfTI files instead of copying them")
     return command
 
 
+def add_split_options(command: argparse.ArgumentParser, images: str) -> None:
+    """Add the options that decide who trains and who is scored; `images` is what a patient may have several of."""
+    add = command.add_argument
+    add("--split", metavar="FILE", help='JSON with lists of case ids: {"training": [], "validation": [], "test": []}')
+    wish = "case or patient ids separated by commas, or a fraction of the patients"
+    add("--training", "--train", metavar="WISH", help=f"{wish}; default: all that is left")
+    add("--validation", metavar="WISH", help=f"{wish}; default 0.1 if no split is given at all")
+    add("--test", metavar="WISH", help=f"{wish}; default 0.2 if no split is given at all")
+    add("--seed", type=int, default=0, help="of the draw by fractions (default 0)")
+    add("--patients", metavar="CSV", help=f"columns case and patient, where patients have several {images}")
+
+
+def wishes_of(given: argparse.Namespace) -> dict[str, str | None]:
+    """Return the wishes that the options of `add_split_options` hold, from the split file if there is one."""
+    wishes: dict[str, str | None] = {split: getattr(given, split) for split in SPLITS}
+    if given.split is None:
+        return wishes
+    if any(wishes.values()):
+        raise InputError("give --split alone, or --training, --validation and --test")
+    return dict(read_split_file(given.split))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     given = parser().parse_args(arguments)
-    wishes: dict[str, str | None] = {split: getattr(given, split) for split in SPLITS}
-    if given.split is not None:
-        if any(wishes.values()):
-            raise InputError("give --split alone, or --training, --validation and --test")
-        wishes = dict(read_split_file(given.split))
     dataset = convert(
         given.images,
         given.labels,
         given.output,
         given.modality,
         read_labels(given.organs, given.labels_json),
-        wishes,
+        wishes_of(given),
         seed=given.seed,
         patients=given.patients,
         intensity=None if given.intensity is None else _rule(*given.intensity),
