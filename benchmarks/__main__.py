@@ -9,7 +9,12 @@ import sys
 import torch
 
 # Each in a process of its own: peak memory is a property of a process.
-BENCHMARKS = (["benchmarks.distillation_step"], ["benchmarks.hd95", "--medpy"], ["benchmarks.inference_memory"])
+BENCHMARKS = (
+    ["benchmarks.distillation_step"],
+    ["benchmarks.hd95", "--medpy"],
+    ["benchmarks.inference_memory"],
+    ["benchmarks.slide_memory", "--side", "8000"],
+)
 
 
 def main() -> int:

@@ -58,15 +58,17 @@ def measure(path: Path, output: Path, network: str, size: int, slices_per_chunk:
         labels={0: "background", **{value: f"organ {value}" for value in range(1, CLASSES)}},
         intensity=CT_WINDOW.to_dict(),
         size=size,
+        tile_px=None,
         sha256="",
     )
-    before = _peak_bytes()
+    before = peak_bytes()
     segment_files(path, output, model, slices_per_chunk)
     seconds = json.loads((output / "scan.json").read_text())["seconds"]
-    print(json.dumps({"seconds": seconds, "peak_gb": _peak_bytes() / 1e9, "imports_gb": before / 1e9}))
+    print(json.dumps({"seconds": seconds, "peak_gb": peak_bytes() / 1e9, "imports_gb": before / 1e9}))
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the most memory that this process has had."""
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

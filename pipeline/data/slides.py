@@ -52,7 +52,7 @@ class LevelError(Exception):
 
 
 class Slide(ABC):
-    """An open slide, to be closed or used in a `with` statement, in the process and thread that opened it.
+    """An open slide, to be closed or used in a `with` statement, by one thread at a time of the process that opened it.
 
     `height` and `width` are those of level 0, `pixel_um` its micrometres a pixel or None where the file does not tell.
     `unreadable` grows while reading and lists each damaged part once; `notes` says what is odd but safe.

@@ -1,25 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained networks on whole scans, in bounded memory and with the scan's geometry kept."""
+"""Trained networks on whole scans and slides, in bounded memory and with the image's geometry kept."""
 
-from pipeline.inference.label_map_writer import FAILURES_FILE, LabelMapWriter
+from pipeline.inference.case_writer import FAILURES_FILE
+from pipeline.inference.centre_crops import CentreCropInferer
+from pipeline.inference.inputs import Failure
+from pipeline.inference.label_map_writer import LabelMapWriter
+from pipeline.inference.label_pyramid import write_label_pyramid
 from pipeline.inference.labelled_scans import LabelledScanDataset
-from pipeline.inference.scans import Failure, Scan, ScanDataset, find_scans, ras_tensor, scan_loader
-from pipeline.inference.segmentation import inferer_of, segment, segment_files
-from pipeline.inference.slicewise import AMP_DTYPES, SliceWiseInferer
+from pipeline.inference.logits import AMP_DTYPES
+from pipeline.inference.scans import Scan, ScanDataset, find_scans, ras_tensor, scan_loader
+from pipeline.inference.segmentation import inferer_of, segment, segment_files, segment_slides
+from pipeline.inference.slicewise import SliceWiseInferer
+from pipeline.inference.slide_dataset import SlideDataset, SlideFile, find_slides, slide_batch, slide_loader
+from pipeline.inference.slide_writer import SlideLabelWriter
+from pipeline.inference.tiles import UNREADABLE, LabelBands, TileInferer, tile_inferer_of
 
 __all__ = [
     "AMP_DTYPES",
     "FAILURES_FILE",
+    "UNREADABLE",
+    "CentreCropInferer",
     "Failure",
+    "LabelBands",
     "LabelMapWriter",
     "LabelledScanDataset",
     "Scan",
     "ScanDataset",
     "SliceWiseInferer",
+    "SlideDataset",
+    "SlideFile",
+    "SlideLabelWriter",
+    "TileInferer",
     "find_scans",
+    "find_slides",
     "inferer_of",
     "ras_tensor",
     "scan_loader",
     "segment",
     "segment_files",
+    "segment_slides",
+    "slide_batch",
+    "slide_loader",
+    "tile_inferer_of",
+    "write_label_pyramid",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a scan to a label map on its own grid: one volume in memory, or files and folders."""
+"""From scans and slides to label maps on their own grids: one volume in memory, or files and folders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from monai.engines import SupervisedEvaluator
 
 from pipeline.data.volumes import Volume, from_ras
 from pipeline.errors import InputError
+from pipeline.inference.inputs import Inputs
 from pipeline.inference.label_map_writer import LabelMapWriter
-from pipeline.inference.scans import Inputs, ScanDataset, ras_tensor, scan_loader
+from pipeline.inference.scans import ScanDataset, ras_tensor, scan_loader
 from pipeline.inference.slicewise import SliceWiseInferer
+from pipeline.inference.slide_dataset import SlideDataset, slide_batch, slide_loader
+from pipeline.inference.slide_writer import SlideLabelWriter
+from pipeline.inference.tiles import tile_inferer_of
 from pipeline.networks import SavedModel
 
 
 def inferer_of(model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> SliceWiseInferer:
     """Return the inferer with the size and the intensity rule that `model` was trained on.
 
-    Raises `InputError` for a model of colour images.
+    Raises `InputError` for a model of slides or of colour images.
     """
+    if model.tile_px is not None:
+        raise InputError("the checkpoint was trained on tiles of slides, not on scans; choose one trained on scans")
     channels = model.network_arguments["in_channels"]
     if channels != 1:
         raise InputError(f"the checkpoint takes {channels} channels, a scan has one; choose one trained on scans")
@@ -58,6 +64,36 @@ def segment_files(
         val_data_loader=scan_loader(scans),
         network=model.network,
         inferer=inferer_of(model, slices_per_chunk, amp_dtype),
+        val_handlers=[writer],
+        decollate=False,
+    )
+    evaluator.run()
+    return writer.exit_code
+
+
+def segment_slides(
+    inputs: Inputs,
+    output_dir: str | os.PathLike[str],
+    model: SavedModel,
+    overlap: float = 0.25,
+    tiles_per_batch: int = 8,
+    background: float | None = 220,
+    amp_dtype: str | None = None,
+) -> int:
+    """Segment a slide, or a folder of slides, into `output_dir`; returns the exit code.
+
+    Writes `CASE.tif`, `CASE_overview.png`, `CASE.json` and `failures.csv`. Slides that cannot be read are recorded and
+    passed over: the code is 0 when none failed, 1 when some did or have unreadable parts, 2 when all did. Raises
+    `InputError` when a single slide is given and fails, and for what concerns all: the folder, the names, the model.
+    """
+    slides = SlideDataset(inputs)
+    writer = SlideLabelWriter(output_dir, slides, model.labels, model.sha256)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),  # slides stay on disk; their tiles travel to the network
+        val_data_loader=slide_loader(slides),
+        network=model.network,
+        prepare_batch=slide_batch,
+        inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype),
         val_handlers=[writer],
         decollate=False,
     )

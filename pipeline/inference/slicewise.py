@@ -7,7 +7,7 @@ MONAI's `SliceInferer` keeps the float logits of all classes for the whole volum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,13 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.intensity import IntensityRule
-from pipeline.data.slices import resize_images
 from pipeline.errors import InputError
-from pipeline.networks import PaddedInferer
+from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
 
-Network = Callable[..., Tensor]
 _MOST_CLASSES = 256  # label maps are uint8
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class SliceWiseInferer(Inferer):
@@ -55,8 +52,7 @@ class SliceWiseInferer(Inferer):
         self.size = size
         self.intensity = intensity if isinstance(intensity, IntensityRule) else IntensityRule.from_dict(intensity)
         self.slices_per_chunk = slices_per_chunk
-        self.amp_dtype = _amp_dtype(amp_dtype)
-        self._run_network = PaddedInferer()
+        self._logits = LogitsAtTrainingSize(size, amp_dtype, _MOST_CLASSES)
 
     def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
         """Return the labels of `inputs`; further arguments go to the network."""
@@ -72,46 +68,12 @@ class SliceWiseInferer(Inferer):
     def _segment(self, volume: Tensor, target: Tensor, network: Network, *args: Any, **kwargs: Any) -> None:
         """Fill `target` (X, Y, Z) with the labels of `volume` (X, Y, Z)."""
         window = self.intensity.window(volume)
-        device = _device_of(network, volume.device)
-        for start in range(0, volume.shape[2], self.slices_per_chunk):
+        device, depth = device_of(network, volume.device), volume.shape[2]
+        for start in range(0, depth, self.slices_per_chunk):
             chosen = slice(start, start + self.slices_per_chunk)
             raw = volume[..., chosen].permute(2, 0, 1).unsqueeze(1).contiguous().to(device)
             logits = self._logits(self.intensity.scale(raw, window), network, *args, **kwargs)
-            _check_finite(logits, start, volume.shape[2])
+            check_finite(logits, lambda i, start=start: f"axial slice {start + i} of {depth} (0 is the lowest)")
             logits = F.interpolate(logits, size=raw.shape[-2:], mode="bilinear", align_corners=False)
             # max gives the indices of argmax, the first of equals, in a sixth of the time on CPU (torch 2.13).
             target[..., chosen] = logits.max(dim=1).indices.to(torch.uint8).permute(1, 2, 0).to(target.device)
-
-    def _logits(self, images: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        images = resize_images(images, (self.size, self.size))
-        with torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits = self._run_network(images, network, *args, **kwargs)
-        if logits.shape[1] > _MOST_CLASSES:
-            raise InputError(f"the network gives {logits.shape[1]} classes; a label map holds {_MOST_CLASSES} at most")
-        return logits.float()
-
-
-def _amp_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
-    if given is None or given in AMP_DTYPES.values():
-        return given
-    if given not in AMP_DTYPES:
-        raise InputError(f"amp_dtype {given!r} is unknown; choose {', '.join(AMP_DTYPES)} or none")
-    return AMP_DTYPES[given]
-
-
-def _device_of(network: Network, otherwise: torch.device) -> torch.device:
-    """Return where the network's weights are; functions and networks without weights run where the volume is."""
-    parameters = network.parameters() if isinstance(network, torch.nn.Module) else iter(())
-    first = next(parameters, None)
-    return otherwise if first is None else first.device
-
-
-def _check_finite(logits: Tensor, start: int, depth: int) -> None:
-    """Raise `InputError` for NaN or infinite logits: their argmax is a class all the same, and looks like a result."""
-    finite = torch.isfinite(logits).flatten(1).all(dim=1)
-    if not finite.all():
-        first = start + int((~finite).nonzero()[0, 0])
-        raise InputError(
-            f"the network's logits are NaN or infinite in axial slice {first} of {depth} (0 is the lowest);"
-            " the checkpoint is damaged, or amp_dtype too narrow for it"
-        )

@@ -49,7 +49,13 @@ class Threshold(nn.Module):
 def model() -> SimpleNamespace:
     arguments = {"name": "fake", "in_channels": 1, "out_channels": 3}
     return SimpleNamespace(
-        network=Threshold(), network_arguments=arguments, labels=LABELS, intensity=WINDOW, size=8, sha256="abc123"
+        network=Threshold(),
+        network_arguments=arguments,
+        labels=LABELS,
+        intensity=WINDOW,
+        size=8,
+        tile_px=None,
+        sha256="abc123",
     )
 
 
@@ -344,6 +350,7 @@ def segment_as_rank(rank: int, folder: str) -> None:
         labels=LABELS,
         intensity=WINDOW,
         size=8,
+        tile_px=None,
         sha256="",
     )
     code = segment_files(f"{folder}/in", f"{folder}/out", network)

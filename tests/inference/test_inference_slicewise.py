@@ -61,7 +61,13 @@ def model_of(network: nn.Module, size: int) -> SimpleNamespace:
     labels = {0: "background", 1: "a", 2: "b", 3: "c", 4: "d"}
     arguments = {"name": "fake", "in_channels": 1, "out_channels": 5}
     return SimpleNamespace(
-        network=network, network_arguments=arguments, labels=labels, intensity=WINDOW, size=size, sha256="0" * 64
+        network=network,
+        network_arguments=arguments,
+        labels=labels,
+        intensity=WINDOW,
+        size=size,
+        tile_px=None,
+        sha256="0" * 64,
     )
 
 
