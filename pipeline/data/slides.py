@@ -27,6 +27,8 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu")
 SLIDE_SUFFIXES = (*IMAGE_SUFFIXES, *SCANNER_SUFFIXES)
 WHITE = 255
+# What a label map has where the slide could not be read.
+UNREADABLE = 255
 
 # Scanners write 0.1 to 10 micrometres a pixel; 72, 96 or 300 dots an inch are what programs put in for "unknown".
 _CREDIBLE_UM = (0.05, 20.0)

@@ -46,8 +46,8 @@ class AdversarialDistillation(DistillationMethod):
     """Adversarial distillation with the single term `adversarial` = -mean D(student logits).
 
     The discriminator is frozen during the student's step and takes one step of its own after it (Adam, rate decaying
-    as (1 - step / total_steps)^0.9). It runs in float32: the penalty differentiates twice. Several processes average its
-    gradients by hand: the wrapper for that cannot differentiate twice.
+    as (1 - step / total_steps)^0.9). It runs in float32: the penalty differentiates twice. Several processes average
+    its gradients by hand: the wrapper for that cannot differentiate twice.
 
     Args:
         discriminator: maps logits (B, K, H, W) to a map of scores.

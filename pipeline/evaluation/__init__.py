@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of label maps: overlap, surface distances, statistics and the per-organ report."""
+"""Scores of label maps: overlap, surface distances, statistics and the report, organ by organ or class by class."""
 
-from pipeline.evaluation.handlers import OrganDice, PerOrganReport
+from pipeline.evaluation.handlers import OrganDice, PerOrganReport, PooledIoU
+from pipeline.evaluation.image_scores import ClassSummary, ImageScore, score_image, summarise_classes
 from pipeline.evaluation.overlap import confusion_matrix, dice, iou, label_voxels, prediction_voxels
-from pipeline.evaluation.report import (
-    MM,
-    PROTOCOLS,
-    TRANSUNET,
-    Protocol,
-    protocol_named,
-    refuse_older_report,
-    report_table,
-    write_report,
-)
+from pipeline.evaluation.pixel_scores import PixelCounts, mean_iou, overall_accuracy, pixel_counts
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.report import PROTOCOLS, protocol_named, refuse_older_report, report_table, write_report
+from pipeline.evaluation.scans import MM, TRANSUNET
 from pipeline.evaluation.scores import STATUSES, OrganScore, score_case
+from pipeline.evaluation.slides import FULL, PAPER
 from pipeline.evaluation.statistics import bootstrap_ci, macro_mean
 from pipeline.evaluation.summaries import OrganSummary, dice_table, summarise_organs
 from pipeline.evaluation.surface import (
@@ -29,14 +25,20 @@ from pipeline.evaluation.surface import (
 from pipeline.evaluation.transunet import TransUNetScore, TransUNetSummary, score_case_transunet, summarise_transunet
 
 __all__ = [
+    "FULL",
     "MM",
+    "PAPER",
     "PROTOCOLS",
     "STATUSES",
     "TRANSUNET",
+    "ClassSummary",
+    "ImageScore",
     "OrganDice",
     "OrganScore",
     "OrganSummary",
     "PerOrganReport",
+    "PixelCounts",
+    "PooledIoU",
     "Protocol",
     "SurfaceDistances",
     "TransUNetScore",
@@ -53,13 +55,18 @@ __all__ = [
     "label_voxels",
     "macro_mean",
     "masd_mm",
+    "mean_iou",
     "organ_surface_distances",
+    "overall_accuracy",
+    "pixel_counts",
     "prediction_voxels",
     "protocol_named",
     "refuse_older_report",
     "report_table",
     "score_case",
     "score_case_transunet",
+    "score_image",
+    "summarise_classes",
     "summarise_organs",
     "summarise_transunet",
     "surface_distances",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score label maps that any tool wrote: Dice, HD95 in mm and volumes for each organ, as tables and on the console."""
+"""Score label maps that any tool wrote, of scans (Dice, HD95 in mm, volumes) or slides (ACC, mIoU, Dice, HD95)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.dataset import Dataset, load_dataset
+from pipeline.data.dataset import SCANS, SLIDES, Dataset, load_dataset
 from pipeline.data.volumes import read_label
 from pipeline.errors import InputError, run_command
+from pipeline.evaluation.mask_files import read_mask
 from pipeline.evaluation.matching import CasePair, Matching, match_cases
+from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.provenance import describe_case, describe_run
-from pipeline.evaluation.report import (
-    PROTOCOLS,
-    Protocol,
-    check_output_folder,
-    protocol_named,
-    report_table,
-    write_report,
-)
+from pipeline.evaluation.report import PROTOCOLS, check_output_folder, protocol_named, write_report
+from pipeline.evaluation.slides import PAPER
 
 _logger = logging.getLogger(__name__)
 _MOST_LISTED = 5
@@ -35,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     started = time.perf_counter()
     dataset = None if options.dataset is None else load_dataset(options.dataset)
-    matching = match_cases(Path(options.predictions), Path(options.labels), options.allow_missing)
-    protocol = protocol_named(options.protocol)
+    kind = SCANS if dataset is None else dataset.kind
+    protocol = _protocol(options.protocol, kind)
+    matching = match_cases(Path(options.predictions), Path(options.labels), options.allow_missing, kind)
     check_output_folder(options.output)
     organs = dataset.organs if dataset is not None else organs_of_labels(matching.pairs)
     scores, cases = score_pairs(matching.pairs, organs, protocol, dataset is None or dataset.spacing_known)
@@ -52,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
     )
     _warn_of_gaps(matching, dataset)
-    print(report_table(rows))
+    print(protocol.table(rows))
     print(f"cases scored: {len(matching.pairs)}; report in {options.output}")
     return 0
 
@@ -102,14 +99,35 @@ def _score_pair(
     pair: CasePair, organs: dict[int, str], protocol: Protocol, spacing_known: bool
 ) -> tuple[list[Any], dict[str, Any]]:
     started = time.perf_counter()
-    known = {0, *organs}
-    label = read_label(pair.label, labels=known)
-    prediction = read_label(pair.prediction, like=label, labels=known)
+    prediction, label, spacing_mm = (_read_masks if protocol.kind == SLIDES else _read_volumes)(pair, {0, *organs})
+    spacing_mm = spacing_mm if spacing_known else None
     read = time.perf_counter()
-    spacing_mm = label.spacing_mm if spacing_known else None
-    rows = protocol.score(pair.case, prediction.array, label.array, organs, spacing_mm)
+    rows = protocol.score(pair.case, prediction, label, organs, spacing_mm)
     seconds = {"reading": read - started, "scoring": time.perf_counter() - read}
-    return rows, describe_case(pair.case, label.array.shape, spacing_mm, **seconds)
+    return rows, describe_case(pair.case, label.shape, spacing_mm, **seconds)
+
+
+def _read_volumes(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
+    """Return prediction, label and voxel size of a scan."""
+    label = read_label(pair.label, labels=known)
+    return read_label(pair.prediction, like=label, labels=known).array, label.array, label.spacing_mm
+
+
+def _read_masks(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
+    """Return prediction and label of a slide, which is measured in pixels."""
+    label = read_mask(pair.label, known)
+    return read_mask(pair.prediction, known, label.shape), label, None
+
+
+def _protocol(name: str | None, kind: str) -> Protocol:
+    """Return the protocol that a command can follow: `paper` needs the network, not only its masks."""
+    protocol = protocol_named(name, kind)
+    if protocol is PAPER:
+        raise InputError(
+            "protocol 'paper' crops images before the network sees them, which finished masks cannot follow; score "
+            "masks with full, and run bundles/gastric/configs/evaluate.yaml with --protocol paper"
+        )
+    return protocol
 
 
 def _inputs(options: argparse.Namespace, dataset: Dataset | None, matching: Matching) -> dict[str, Any]:
@@ -131,18 +149,25 @@ def _warn_of_gaps(matching: Matching, dataset: Dataset | None) -> None:
             len(matching.extra),
             ", ".join(matching.extra) or "none",
         )
-    if dataset is not None and not dataset.spacing_known:
+    if dataset is not None and dataset.kind == SCANS and not dataset.spacing_known:
         _logger.warning("dataset %s has no voxel size: distances in mm and volumes in ml stay empty", dataset.name)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
-    parser.add_argument("--predictions", required=True, metavar="DIR_OR_FILE", help="label maps, CASE.nii.gz")
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        metavar="DIR_OR_FILE",
+        help="label maps: CASE.nii.gz of scans, CASE.tif or CASE.png of slides",
+    )
     parser.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
-    parser.add_argument("--dataset", metavar="JSON_OR_DIR", help="dataset.json that names the organs")
+    parser.add_argument("--dataset", metavar="JSON_OR_DIR", help="dataset.json with the classes; slides need it")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
     parser.add_argument(
-        "--protocol", choices=tuple(PROTOCOLS), default="mm", help="transunet: the published Synapse convention"
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        help="of scans mm (the default) or transunet, the published Synapse convention; of slides full",
     )
     parser.add_argument("--allow-missing", action="store_true", help="score the cases that have both files")
     return parser

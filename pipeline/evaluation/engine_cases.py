@@ -25,13 +25,14 @@ class EngineCase:
 
     `prediction` and `label`: label maps without batch and channel axes, (X, Y, Z) or (H, W) uint8, on the evaluator's
     device. `spacing_mm`: one length for each axis, None if the label carries no affine. `case`: None if the batch has
-    no key `case`.
+    no key `case`. `image_shape`: of the image that was segmented, None if the batch has no key `image`.
     """
 
     case: str | None
     prediction: torch.Tensor
     label: torch.Tensor
     spacing_mm: tuple[float, ...] | None
+    image_shape: tuple[int, ...] | None = None
 
 
 def engine_cases(engine: Engine) -> Iterator[EngineCase]:
@@ -48,7 +49,8 @@ def engine_cases(engine: Engine) -> Iterator[EngineCase]:
             raise InputError(f"the evaluator's output lacks {', '.join(missing)}; it has {', '.join(map(str, output))}")
         prediction = _label_map("prediction", output[CommonKeys.PRED], case)
         label = _label_map("label", output[CommonKeys.LABEL], case)
-        yield EngineCase(case, prediction, label, _spacing_mm(output[CommonKeys.LABEL], label.ndim))
+        spacing_mm = _spacing_mm(output[CommonKeys.LABEL], label.ndim)
+        yield EngineCase(case, prediction, label, spacing_mm, _image_shape(batch, index, label.ndim))
 
 
 def tensor_confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> np.ndarray:
@@ -81,6 +83,12 @@ def _case_name(batch: Any, index: int) -> str | None:
         names = batch.get(CASE_KEY)
         return names if names is None or isinstance(names, str) else str(names[index])
     return str(batch[index][CASE_KEY]) if CASE_KEY in batch[index] else None
+
+
+def _image_shape(batch: Any, index: int, axes: int) -> tuple[int, ...] | None:
+    item = batch if isinstance(batch, Mapping) else batch[index]
+    image = item.get(CommonKeys.IMAGE)
+    return tuple(image.shape[-axes:]) if isinstance(image, torch.Tensor) else None
 
 
 def _label_map(name: str, tensor: torch.Tensor, case: str | None) -> torch.Tensor:

@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.data.dataset import SCANS, SLIDES
 from pipeline.data.volumes import SUFFIXES, scan_suffix
 from pipeline.errors import InputError
+from pipeline.evaluation.mask_files import MASK_SUFFIXES, is_overview, mask_suffix
+
+# For each kind of dataset, what tells the suffix of a label map (None for another file), and all that it knows.
+_FORMATS: dict[str, tuple[Callable[[Path], str | None], tuple[str, ...]]] = {
+    SCANS: (scan_suffix, SUFFIXES),
+    SLIDES: (mask_suffix, MASK_SUFFIXES),
+}
 
 
 @dataclass(frozen=True)
@@ -28,16 +37,16 @@ class Matching:
     extra: tuple[str, ...]
 
 
-def match_cases(predictions: Path, labels: Path, allow_missing: bool = False) -> Matching:
+def match_cases(predictions: Path, labels: Path, allow_missing: bool = False, kind: str = SCANS) -> Matching:
     """Match label maps of two folders by case id; two files are a pair whatever their names.
 
-    Files of unknown formats and hidden files are passed over. Raises `InputError` for a path that does not exist, a
-    folder without label maps, one id twice in a folder, one file on both sides, nothing in common, and, unless
-    `allow_missing`, for cases that have one of the two files alone, all of them listed.
+    `kind` is "scans" or "slides". Files of other formats and hidden files are passed over. Raises `InputError` for a
+    path that does not exist, a folder without label maps, one id twice in a folder, one file on both sides, nothing in
+    common, and, unless `allow_missing`, for cases that have one of the two files alone, all of them listed.
     """
-    predicted, labelled = _files(predictions), _files(labels)
+    predicted, labelled = _files(predictions, kind), _files(labels, kind)
     if predictions.is_file() and labels.is_file():
-        return Matching((_pair(case_id(labels), predictions, labels),), (), ())
+        return Matching((_pair(case_id(labels, kind), predictions, labels),), (), ())
     common = sorted(predicted.keys() & labelled.keys())
     missing = tuple(sorted(labelled.keys() - predicted.keys()))
     extra = tuple(sorted(predicted.keys() - labelled.keys()))
@@ -56,9 +65,10 @@ def match_cases(predictions: Path, labels: Path, allow_missing: bool = False) ->
     return Matching(tuple(_pair(case, predicted[case], labelled[case]) for case in common), missing, extra)
 
 
-def case_id(path: Path) -> str:
-    """Return the file name without `.nii.gz`, `.nii`, `.nrrd`, `.mha` or another known suffix."""
-    return path.name[: -len(scan_suffix(path) or "") or None]
+def case_id(path: Path, kind: str = SCANS) -> str:
+    """Return the file name without `.nii.gz`, `.nii`, `.nrrd`, `.mha` or another suffix known for the kind."""
+    suffix_of, _ = _FORMATS[kind]
+    return path.name[: -len(suffix_of(path) or "") or None]
 
 
 def _pair(case: str, prediction: Path, label: Path) -> CasePair:
@@ -67,18 +77,21 @@ def _pair(case: str, prediction: Path, label: Path) -> CasePair:
     return CasePair(case, prediction, label)
 
 
-def _files(path: Path) -> dict[str, Path]:
+def _files(path: Path, kind: str) -> dict[str, Path]:
     """Return case id to file for a folder or a single file."""
     if not path.exists():
         raise InputError(f"no such file or folder: {path}; check the path")
     found = [path] if path.is_file() else sorted(path.iterdir())
+    suffix_of, suffixes = _FORMATS[kind]
     files: dict[str, Path] = {}
     for file in found:
-        if file.name.startswith(".") or not file.is_file() or scan_suffix(file) is None:
+        if file.name.startswith(".") or not file.is_file() or suffix_of(file) is None or is_overview(file):
             continue
-        other = files.setdefault(case_id(file), file)
+        other = files.setdefault(case_id(file, kind), file)
         if other is not file:
             raise InputError(f"{other} and {file.name} are one case by name; keep one of them")
     if not files:
-        raise InputError(f"{path} holds no label map; give {', '.join(SUFFIXES)}")
+        pictures = kind == SCANS and any(mask_suffix(file) for file in found)
+        hint = "; for masks of slides, name their dataset.json with --dataset" if pictures else ""
+        raise InputError(f"{path} holds no label map; give {', '.join(suffixes)}{hint}")
     return files

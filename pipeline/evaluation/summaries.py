@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,81 +55,124 @@ class HasStatus(Protocol):
         """One of `STATUSES`."""
 
 
+class HasDice(HasStatus, Protocol):
+    """A score row with the Dice of one organ of one case."""
+
+    @property
+    def case(self) -> str:
+        """Name of the case."""
+
+    @property
+    def label(self) -> int:
+        """Label value of the organ."""
+
+    @property
+    def dice(self) -> float:
+        """Dice, NaN where the organ is absent."""
+
+
 def count_statuses(scores: Sequence[HasStatus]) -> dict[str, int]:
     """Return `n_ok`, `n_missed`, `n_false_positive` and `n_absent` of some scores."""
-    return {f"n_{status}": sum(score.status == status for score in scores) for status in STATUSES}
+    return tally_statuses(score.status for score in scores)
+
+
+def tally_statuses(statuses: Iterable[str]) -> dict[str, int]:
+    """Return how often each of `STATUSES` occurs, as the columns `n_ok` and so on."""
+    counts = Counter(statuses)
+    return {f"n_{status}": counts[status] for status in STATUSES}
 
 
 def summarise_organs(scores: Sequence[OrganScore]) -> list[OrganSummary]:
     """Return one row for each organ, by label value, and the row `mean` last."""
-    by_organ = {value: [score for score in scores if score.label == value] for value in _values(scores)}
+    by_organ = {value: [score for score in scores if score.label == value] for value in values_of(scores)}
     rows = [_summarise_organ(mine) for mine in by_organ.values()]
     return [*rows, _mean_row(rows, scores)]
 
 
-def dice_table(scores: Sequence[OrganScore]) -> np.ndarray:
+def dice_table(scores: Sequence[HasDice]) -> np.ndarray:
     """Return Dice as (cases, organs) float, cases by name, organs by label value, NaN where the organ is absent."""
     rows = {case: index for index, case in enumerate(sorted({score.case for score in scores}))}
-    columns = {value: index for index, value in enumerate(_values(scores))}
+    columns = {value: index for index, value in enumerate(values_of(scores))}
     table = np.full((len(rows), len(columns)), np.nan)
     for score in scores:
         table[rows[score.case], columns[score.label]] = score.dice
     return table
 
 
-def _values(scores: Sequence[OrganScore]) -> list[int]:
+def dice_over_cases(scores: Sequence[HasDice]) -> dict[str, float]:
+    """Return `dice_mean`, `dice_std` and `dice_ci95_*` of one organ in the cases that have it."""
+    dice = np.array([score.dice for score in scores if score.status != ABSENT])
+    low, high = bootstrap_ci(dice)
+    return {
+        "dice_mean": mean_or_nan(dice),
+        "dice_std": _deviation(dice),
+        "dice_ci95_low": low,
+        "dice_ci95_high": high,
+    }
+
+
+def dice_over_organs(scores: Sequence[HasDice]) -> dict[str, float]:
+    """Return `dice_mean`, `dice_std` and `dice_ci95_*` of the row `mean`, where whole cases are drawn."""
+    table = dice_table(scores)
+    counted = table[~np.isnan(table).all(axis=1)]
+    low, high = bootstrap_ci(table)
+    return {
+        "dice_mean": macro_mean(table),
+        "dice_std": _deviation(np.array([macro_mean(case[None]) for case in counted])),
+        "dice_ci95_low": low,
+        "dice_ci95_high": high,
+    }
+
+
+def mean_or_nan(values: Sequence[float] | np.ndarray) -> float:
+    """Return the mean, NaN of nothing."""
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def median_or_nan(values: Sequence[float] | np.ndarray) -> float:
+    """Return the median, NaN of nothing."""
+    return float(np.median(values)) if len(values) else np.nan
+
+
+def mean_of_organs(means: Sequence[float]) -> float:
+    """Return the mean over the organs that any case has; `n_absent` says which have none."""
+    return mean_or_nan([mean for mean in means if not np.isnan(mean)])
+
+
+def values_of(scores: Sequence[HasDice]) -> list[int]:
+    """Return the label values of some scores, in order."""
     return sorted({score.label for score in scores})
 
 
 def _summarise_organ(scores: Sequence[OrganScore]) -> OrganSummary:
     present = [score for score in scores if score.status != ABSENT]
-    dice = np.array([score.dice for score in present])
-    hd95 = np.array([score.hd95_mm for score in present])
-    low, high = bootstrap_ci(dice)
+    hd95 = [score.hd95_mm for score in present]
     return OrganSummary(
         organ=scores[0].organ,
         label=scores[0].label,
         n_cases=len(scores),
         **count_statuses(scores),
-        dice_mean=_mean(dice),
-        dice_std=_deviation(dice),
-        dice_ci95_low=low,
-        dice_ci95_high=high,
-        hd95_mm_mean=_mean(hd95),
-        hd95_mm_median=float(np.median(hd95)) if hd95.size else np.nan,
-        hd95_penalised_mm_mean=_mean([score.hd95_penalised_mm for score in present]),
-        volume_error_ml_mean=_mean([score.volume_prediction_ml - score.volume_label_ml for score in present]),
+        **dice_over_cases(scores),
+        hd95_mm_mean=mean_or_nan(hd95),
+        hd95_mm_median=median_or_nan(hd95),
+        hd95_penalised_mm_mean=mean_or_nan([score.hd95_penalised_mm for score in present]),
+        volume_error_ml_mean=mean_or_nan([score.volume_prediction_ml - score.volume_label_ml for score in present]),
     )
 
 
 def _mean_row(rows: Sequence[OrganSummary], scores: Sequence[OrganScore]) -> OrganSummary:
-    table = dice_table(scores)
-    counted = table[~np.isnan(table).all(axis=1)]
-    low, high = bootstrap_ci(table)
     return OrganSummary(
         organ=MEAN_ROW,
         label=None,
-        n_cases=len(table),
+        n_cases=len({score.case for score in scores}),
         **count_statuses(scores),
-        dice_mean=macro_mean(table),
-        dice_std=_deviation(np.array([macro_mean(case[None]) for case in counted])),
-        dice_ci95_low=low,
-        dice_ci95_high=high,
-        hd95_mm_mean=_mean_of_organs([row.hd95_mm_mean for row in rows]),
-        hd95_mm_median=_mean_of_organs([row.hd95_mm_median for row in rows]),
-        hd95_penalised_mm_mean=_mean_of_organs([row.hd95_penalised_mm_mean for row in rows]),
-        volume_error_ml_mean=_mean_of_organs([row.volume_error_ml_mean for row in rows]),
+        **dice_over_organs(scores),
+        hd95_mm_mean=mean_of_organs([row.hd95_mm_mean for row in rows]),
+        hd95_mm_median=mean_of_organs([row.hd95_mm_median for row in rows]),
+        hd95_penalised_mm_mean=mean_of_organs([row.hd95_penalised_mm_mean for row in rows]),
+        volume_error_ml_mean=mean_of_organs([row.volume_error_ml_mean for row in rows]),
     )
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else np.nan
 
 
 def _deviation(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-
-
-def _mean_of_organs(means: Sequence[float]) -> float:
-    """Return the mean over the organs that any case has; `n_absent` says which have none."""
-    return _mean([mean for mean in means if not np.isnan(mean)])

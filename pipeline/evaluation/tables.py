@@ -7,11 +7,21 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 # A cell that begins with one of these is run as a formula when a spreadsheet opens the file.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def columns_of(row: Any) -> tuple[str, ...]:
+    """Return the column names of a dataclass of rows: its fields, so that `class_` gives the column `class`."""
+    return tuple(field.name.removesuffix("_") for field in fields(row))
+
+
+def row_content(row: Any) -> dict[str, Any]:
+    """Return a dataclass row as column name to value."""
+    return dict(zip(columns_of(row), asdict(row).values(), strict=True))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Any]) -> str:
@@ -24,7 +34,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Any]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        content = asdict(row)
+        content = row_content(row)
         writer.writerow([_cell(content[column]) for column in columns])
     return text.getvalue()
 
@@ -45,6 +55,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def text_number(value: float, decimals: int) -> str:
     """Return a number for the console; `-` where it does not apply (NaN)."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def text_interval(low: float, high: float, decimals: int) -> str:
+    """Return an interval for the console; `-` where it is not known (NaN)."""
+    return "-" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def _cell(value: Any) -> str:

@@ -13,12 +13,11 @@ from pipeline.inference.segmentation import inferer_of, segment, segment_files, 
 from pipeline.inference.slicewise import SliceWiseInferer
 from pipeline.inference.slide_dataset import SlideDataset, SlideFile, find_slides, slide_batch, slide_loader
 from pipeline.inference.slide_writer import SlideLabelWriter
-from pipeline.inference.tiles import UNREADABLE, LabelBands, TileInferer, tile_inferer_of
+from pipeline.inference.tiles import LabelBands, TileInferer, tile_inferer_of
 
 __all__ = [
     "AMP_DTYPES",
     "FAILURES_FILE",
-    "UNREADABLE",
     "CentreCropInferer",
     "Failure",
     "LabelBands",

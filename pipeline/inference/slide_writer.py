@@ -18,14 +18,14 @@ from tqdm import tqdm
 from pipeline.atomic import replace_when_complete, write_json
 from pipeline.data.images import write_png
 from pipeline.data.palette import colour_of
-from pipeline.data.slides import Slide, Unreadable
+from pipeline.data.slides import UNREADABLE, Slide, Unreadable
 from pipeline.data.volumes import label_counts
 from pipeline.errors import InputError
 from pipeline.inference.case_writer import CaseWriter
 from pipeline.inference.label_pyramid import write_label_pyramid
 from pipeline.inference.slide_dataset import SlideDataset
 from pipeline.inference.slide_overview import Overview
-from pipeline.inference.tiles import UNREADABLE, LabelBands
+from pipeline.inference.tiles import LabelBands
 
 logger = logging.getLogger(__name__)
 

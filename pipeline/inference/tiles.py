@@ -21,7 +21,7 @@ from monai.networks.utils import eval_mode
 from torch import Tensor
 
 from pipeline.data.intensity import WINDOW, IntensityRule
-from pipeline.data.slides import Slide, Unreadable
+from pipeline.data.slides import UNREADABLE, Slide, Unreadable
 from pipeline.errors import InputError
 from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
 from pipeline.inference.tile_grid import BandBlender, TileGrid
@@ -36,7 +36,6 @@ from pipeline.inference.tile_sources import (
 )
 from pipeline.networks import SavedModel
 
-UNREADABLE = 255
 THUMBNAIL_PX = 2048
 _MOST_CLASSES = 255  # label maps are uint8, and 255 says that the slide could not be read there
 

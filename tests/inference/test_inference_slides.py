@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.images import write_png
-from pipeline.data.slides import ArraySlide
+from pipeline.data.slides import UNREADABLE, ArraySlide
 from pipeline.errors import InputError
 from pipeline.inference import (
     FAILURES_FILE,
-    UNREADABLE,
     SlideDataset,
     SlideFile,
     SlideLabelWriter,

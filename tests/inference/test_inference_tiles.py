@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from pipeline.data.images import to_grey
 from pipeline.data.intensity import IntensityRule
-from pipeline.data.slides import ArraySlide, Unreadable
+from pipeline.data.slides import UNREADABLE, ArraySlide, Unreadable
 from pipeline.errors import InputError
-from pipeline.inference import UNREADABLE, LabelBands, TileInferer
+from pipeline.inference import LabelBands, TileInferer
 from pipeline.inference.tile_grid import blending_window
 
 WINDOW = {"rule": "window", "low": 0.0, "high": 255.0}
