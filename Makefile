@@ -7,13 +7,13 @@ DEVELOPMENT := $(VENV)/.development
 
 .PHONY: help demo test test-slow lint bench clean
 help:
-	@echo "make demo       phantom data, teacher, student without and with Graph Flow, report, a segmented scan"
+	@echo "make demo       phantom scans and slides, teachers, students with Graph Flow, reports, a segmented scan and slide"
 	@echo "make test       all quick tests           make test-slow  the ones that take minutes"
 	@echo "make lint       style checks              make bench      time and memory, printed"
 	@echo "make clean      remove .venv and outputs/demo"
 
 demo: $(RUNTIME)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash bundles/synapse/demo.sh
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash bundles/demo.sh
 
 test: $(DEVELOPMENT)
 	$(RUN) -m pytest -n 2 --dist loadfile
