@@ -43,7 +43,7 @@ say "slides 2/5 teacher: a narrow FANet"
 bundle gastric train "${RECIPE[@]}" --size 64 --network fanet --width 0.125 --epochs 10 --run_dir $SLIDES/teacher
 say "slides 3/5 ENet with Graph Flow, after the paraphrasers"
 bundle gastric paraphrase --dataset_dir $SLIDES/data --batch_size 8 --epochs 3 --student enet --teacher $SLIDES/teacher/model.pt --run_dir $SLIDES/paraphraser
-bundle gastric distill "${RECIPE[@]}" --student enet --epochs 15 --settings "{'adversarial_kind':'hinge'}" --teacher $SLIDES/teacher/model.pt --paraphraser $SLIDES/paraphraser/paraphraser.pt --run_dir $SLIDES/graph_flow
+bundle gastric distill "${RECIPE[@]}" --student enet --epochs 20 --settings "{'adversarial': 0}" --teacher $SLIDES/teacher/model.pt --paraphraser $SLIDES/paraphraser/paraphraser.pt --run_dir $SLIDES/graph_flow
 say "slides 4/5 its report on the test pictures"
 bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/graph_flow/model.pt --run_dir $SLIDES/report_graph_flow
 say "slides 5/5 the whole slide, segmented"
