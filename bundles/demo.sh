@@ -12,18 +12,18 @@ bundle() { local config=bundles/$1/configs/$2.yaml; shift 2; echo "+ python -m m
 
 OUT=outputs/demo
 rm -rf $OUT
-RECIPE=(--dataset_dir $OUT/data --size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 2e-3 --val_interval 4)
+RECIPE=(--dataset_dir $OUT/data --size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 2e-3 --val_interval 3)
 
 say "scans 1/7 phantom CT data"
 python -m data_prep.phantom_ct --output $OUT/data --cases 12
 say "scans 2/7 teacher: a narrow FANet"
-bundle synapse train "${RECIPE[@]}" --network fanet --width 0.25 --epochs 12 --run_dir $OUT/teacher
+bundle synapse train "${RECIPE[@]}" --network fanet --width 0.25 --epochs 9 --run_dir $OUT/teacher
 say "scans 3/7 paraphrasers of the teacher for Mobile U-Net"
-bundle synapse paraphrase --dataset_dir $OUT/data --batch_size 8 --epochs 2 --teacher $OUT/teacher/model.pt --run_dir $OUT/paraphraser
+bundle synapse paraphrase --dataset_dir $OUT/data --batch_size 8 --epochs 1 --teacher $OUT/teacher/model.pt --run_dir $OUT/paraphraser
 say "scans 4/7 student without distillation"
-bundle synapse train "${RECIPE[@]}" --network mobile_unet --epochs 8 --run_dir $OUT/student
+bundle synapse train "${RECIPE[@]}" --network mobile_unet --epochs 6 --run_dir $OUT/student
 say "scans 5/7 student with Graph Flow"
-bundle synapse distill "${RECIPE[@]}" --student mobile_unet --epochs 8 --settings "{'adversarial_kind':'hinge'}" --teacher $OUT/teacher/model.pt --paraphraser $OUT/paraphraser/paraphraser.pt --run_dir $OUT/graph_flow
+bundle synapse distill "${RECIPE[@]}" --student mobile_unet --epochs 6 --settings "{'adversarial_kind':'hinge'}" --teacher $OUT/teacher/model.pt --paraphraser $OUT/paraphraser/paraphraser.pt --run_dir $OUT/graph_flow
 say "scans 6/7 reports on the test scans"
 for run in teacher student graph_flow; do
   bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$run/model.pt --run_dir $OUT/report_$run
