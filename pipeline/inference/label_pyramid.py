@@ -121,6 +121,7 @@ class _StripStore:
         self._places: list[tuple[int, int, tuple[int, int]]] = []
 
     def append(self, strip: np.ndarray) -> None:
+        """Write a strip (rows, width) uint8 behind the others."""
         content = zlib.compress(np.ascontiguousarray(strip), 1)
         offset = self._file.seek(0, 2)
         self._file.write(content)
