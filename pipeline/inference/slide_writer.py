@@ -39,7 +39,8 @@ class SlideLabelWriter(CaseWriter):
     Reads `engine.state.output["pred"]`, the `LabelBands` of one slide, whose labels are computed here, band by band, on
     their way into the file. Needs `slide_batch` as the evaluator's `prepare_batch`, and `decollate=False`. A slide that
     fails leaves nothing half-written, is recorded, and the others go on; a single one raises `InputError`. A slide
-    with unreadable parts is written, with `UNREADABLE` there, and listed in `failures.csv` all the same.
+    with unreadable parts is written, with `UNREADABLE` there, and listed in `failures.csv` all the same; so is one with
+    an unreadable smaller level, on which the labels do not depend.
 
     The folder is tried, sources are protected and `failures.csv` is written as `CaseWriter` does it; so are the
     arguments, of which `slides` is the dataset that the evaluator reads.
@@ -88,8 +89,9 @@ class SlideLabelWriter(CaseWriter):
             ) from error
         self.written.append(path)
         lost = _lost(slide)
-        if lost:
-            self.dataset.record(self._sources[case], _named(lost, path))
+        damage = ([_named(lost, path)] if lost else []) + _notes_on_levels(slide)
+        if damage:
+            self.dataset.record(self._sources[case], "; ".join(damage))
         logger.info("%s: %.1f s, %s", case, description["seconds"], path)
         return path
 
@@ -148,7 +150,7 @@ def _lost(slide: Slide) -> list[Unreadable]:
 
 def _notes_on_levels(slide: Slide) -> list[str]:
     return [
-        f"level {part.level} cannot be read ({part.reason}); the labels do not depend on it"
+        f"level {part.level} cannot be read ({part.reason}); the labels do not depend on it, but copy the slide anew"
         for part in slide.unreadable
         if part.level > 0
     ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.images import write_png
-from pipeline.data.slides import UNREADABLE, ArraySlide
+from pipeline.data.slides import UNREADABLE, ArraySlide, Slide, Unreadable
 from pipeline.errors import InputError
 from pipeline.inference import (
     FAILURES_FILE,
@@ -32,6 +32,7 @@ from pipeline.inference import (
     inferer_of,
     segment_slides,
     slide_batch,
+    slide_dataset,
     slide_loader,
 )
 
@@ -160,6 +161,29 @@ def test_slide_of_glass_alone(tmp_path: Path, model: SimpleNamespace) -> None:
     assert (told["tissue_share"], told["classes"]["gland"]["share_of_tissue"]) == (0.0, None)
     assert told["tiles"]["run"] == 0
     assert not tifffile.imread(tmp_path / "out" / "a.tif").any()
+
+
+def test_unreadable_level_is_listed_and_the_map_is_whole(
+    tmp_path: Path, model: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "in" / "a.tif")
+    save(tmp_path / "in" / "b.tif")
+    opened = slide_dataset.open_slide
+
+    def open_with_lost_level(given: Path) -> Slide:
+        slide = opened(given)
+        if Path(given) == path:
+            slide.unreadable.append(Unreadable(2, 0, 0, slide.height, slide.width, "no tile decodes"))
+        return slide
+
+    monkeypatch.setattr(slide_dataset, "open_slide", open_with_lost_level)
+    assert segment_slides(tmp_path / "in", tmp_path / "out", model) == 1
+    labels, whole = (tifffile.imread(tmp_path / "out" / f"{case}.tif") for case in "ab")
+    assert np.array_equal(labels, whole)
+    with open(tmp_path / "out" / "failures.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["case"] == "a"
+    assert "level 2 cannot be read" in row["error"]
 
 
 def test_damaged_tile_is_marked_and_listed(tmp_path: Path, model: SimpleNamespace) -> None:
