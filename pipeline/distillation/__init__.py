@@ -2,16 +2,20 @@
 """Distillation: taps, methods and the distiller that joins them."""
 
 from pipeline.distillation.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
-from pipeline.distillation.build import METHODS, PRESETS, GraphFlowPreset, build_distiller, graph_flow_preset
+from pipeline.distillation.build import build_distiller
+from pipeline.distillation.catalogue import METHODS, UNSUITED
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
+from pipeline.distillation.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
 from pipeline.distillation.logits import LogitsDistillation, LogitsLoss
-from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
 
 __all__ = [
     "METHODS",
     "PRESETS",
+    "UNSUITED",
     "AdversarialDistillation",
     "DistillationMethod",
     "Distiller",
@@ -22,6 +26,8 @@ __all__ = [
     "GraphFlowPreset",
     "LogitsDistillation",
     "LogitsLoss",
+    "Pair",
+    "Schedule",
     "Tapped",
     "build_distiller",
     "discriminator_loss",

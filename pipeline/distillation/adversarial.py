@@ -70,6 +70,10 @@ class AdversarialDistillation(DistillationMethod):
         with torch.autocast(student.logits.device.type, enabled=False):
             return {"adversarial": -self.discriminator(student.logits.float()).mean()}
 
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return none: the discriminator has an optimizer of its own."""
+        return []
+
     def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
         """Take one step of the discriminator; return its loss as `discriminator`."""
         self.discriminator.requires_grad_(True)

@@ -1,63 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of distillation by the names that users type, and the presets of Graph Flow."""
+"""Methods of distillation by the names that users type, alone or mixed."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import inspect
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from pipeline.distillation.adversarial import AdversarialDistillation
+from pipeline.distillation.adapters import describe_adapters
+from pipeline.distillation.catalogue import METHODS, UNSUITED
 from pipeline.distillation.distiller import Distiller
-from pipeline.distillation.graph_flow import GraphFlow, GraphFlowLoss
-from pipeline.distillation.logits import LogitsDistillation
-from pipeline.distillation.method import DistillationMethod
+from pipeline.distillation.method import DistillationMethod, Pair
+from pipeline.distillation.schedule import Schedule, parse_schedule
 from pipeline.errors import InputError
-from pipeline.networks.discriminator import SMALLEST, Discriminator
 
-
-@dataclass(frozen=True)
-class GraphFlowPreset:
-    """How variation graphs are compared, and the weight of each term beside the cross-entropy, whose weight is 1."""
-
-    edge: str
-    reduction: str
-    node_norm: str
-    vertices: float
-    edges: float
-    adversarial: float
-    logits: float
-    patch: int = 3
-    temperature: float = 4.0
-    adversarial_kind: str = "wgan-gp"
-
-
-PRESETS = {
-    # Best row of the published ablation: (lambda_1 .. lambda_4) = (1e-5, 1e-9, 0.1, 1) on plain sums of dot products.
-    "paper": GraphFlowPreset("dot", "sum", "none", vertices=1e-5, edges=1e-9, adversarial=0.1, logits=1.0),
-    # The same idea free of batch size, channel count, patch and activation scale, so that weights of one fit any pair.
-    "normalised": GraphFlowPreset("cosine", "mean", "l2", vertices=1.0, edges=1.0, adversarial=0.1, logits=1.0),
-}
-METHODS = ("graph_flow", "kd")
-
-
-def graph_flow_preset(name: str, changes: Mapping[str, Any] | None = None) -> GraphFlowPreset:
-    """Return a preset by name with single settings changed, for example {"adversarial": 0, "patch": 9}.
-
-    Raises:
-        InputError: the preset or a setting is unknown.
-    """
-    if name not in PRESETS:
-        raise InputError(f"unknown graph flow preset '{name}'; choose one of {', '.join(PRESETS)}")
-    known = asdict(PRESETS[name])
-    for setting in changes or {}:
-        if setting not in known:
-            near = difflib.get_close_matches(setting, known, n=1, cutoff=0) or list(known)
-            raise InputError(f"graph flow has no setting '{setting}'; did you mean '{near[0]}'?")
-    return replace(PRESETS[name], **dict(changes or {}))
+logger = logging.getLogger(__name__)
 
 
 def build_distiller(
@@ -71,61 +32,96 @@ def build_distiller(
     settings: Mapping[str, Any] | None = None,
     inferer: Any = None,
     size: int | None = None,
+    methods: Mapping[str, Any] | None = None,
 ) -> Distiller:
-    """Return the distiller for one method.
+    """Return the distiller for one method or several.
 
     Args:
-        method: "graph_flow" or "kd" (logits distillation alone).
+        method: a key of `METHODS`, such as "graph_flow" or "kd" (logits distillation alone).
         teacher: trained network with `taps` and `tap_channels`.
         student: network to train, likewise.
         out_channels: K of both networks.
         total_steps: training steps of the whole run, for schedules.
-        paraphrasers: trained (shallow, deep) paraphrasers; needed by graph_flow unless the taps' channels are equal.
-        preset: a key of `PRESETS`; `kd` takes its weight and temperature from there too.
-        settings: single settings of the preset to change.
+        paraphrasers: trained (shallow, deep) paraphrasers, for the methods that compare paraphrased taps.
+        preset: of graph_flow.
+        settings: single settings of the method to change.
         inferer: how a network is run on a batch, for the teacher.
         size: side of the slices, checked against what the discriminator needs.
+        methods: several methods in place of `method`: name to weight, or to `{"weight", "start", "end", "ramp"}` (see
+            `Schedule`) with settings of the method beside them. Terms of the same name get the method's before them.
 
     Raises:
-        InputError: an unknown name, paraphrasers that are missing or belong to other networks, slices too small for
-            the discriminator.
+        InputError: an unknown name or setting, a method that makes no sense for segmentation, paraphrasers that are
+            missing or belong to other networks, slices too small for the discriminator.
     """
-    if method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0)[0]
-        raise InputError(f"unknown distillation method '{method}'; did you mean '{near}'? Known: {', '.join(METHODS)}")
-    chosen = graph_flow_preset(preset, settings)
-    methods: dict[str, DistillationMethod] = {"kd": LogitsDistillation(chosen.logits, chosen.temperature)}
-    if method == "graph_flow":
-        _check_paraphrasers(teacher, student, paraphrasers)
-        loss = GraphFlowLoss(chosen.patch, chosen.edge, chosen.reduction, chosen.node_norm)
-        methods["graph_flow"] = GraphFlow(loss, paraphrasers, chosen.vertices, chosen.edges)
-        if chosen.adversarial != 0:  # a discriminator that nobody listens to would only cost time
-            if size is not None and size < SMALLEST:
-                raise InputError(
-                    f"the discriminator of graph_flow needs slices of {SMALLEST} pixels, the teacher's have {size}: "
-                    "pass --settings \"{'adversarial': 0}\" to leave it out, or train a teacher at a larger --size"
-                )
-            discriminator = Discriminator(out_channels)
-            methods["adversary"] = AdversarialDistillation(
-                discriminator, total_steps, chosen.adversarial, chosen.adversarial_kind
-            )
-    return Distiller(teacher, student, methods, inferer=inferer)
+    pair = Pair(
+        teacher,
+        student,
+        tuple(teacher.tap_channels),
+        tuple(student.tap_channels),
+        out_channels,
+        total_steps,
+        paraphrasers,
+        size,
+        **({} if inferer is None else {"inferer": inferer}),
+    )
+    if methods and settings:
+        raise InputError("--settings belong to a single --method; with --methods give them beside the weight")
+    wanted = {str(name): parse_schedule(entry) for name, entry in (methods or {}).items()} or {
+        method: (Schedule(), dict(settings or {}))
+    }
+    built: dict[str, DistillationMethod] = {}
+    schedules: dict[str, Schedule] = {}
+    terms: set[str] = set()
+    for name, (schedule, changes) in wanted.items():
+        if name == "graph_flow":
+            changes = {"preset": preset, **changes}
+        for part, module in build_method(name, pair, changes).items():
+            if terms & module.weights.keys():  # another method has a term of this name already
+                module.rename_terms(f"{name}_")
+            terms |= module.weights.keys()
+            part = part if part not in built else f"{name}_{part}"
+            built[part], schedules[part] = module, schedule
+    return Distiller(teacher, student, built, inferer=inferer, schedules=schedules, total_steps=total_steps)
 
 
-def _check_paraphrasers(
-    teacher: nn.Module, student: nn.Module, paraphrasers: tuple[nn.Module, nn.Module] | None
-) -> None:
-    if paraphrasers is None:
-        if teacher.tap_channels != student.tap_channels:
-            raise InputError(
-                f"graph_flow compares taps of {student.tap_channels} channels with the teacher's "
-                f"{teacher.tap_channels}: train paraphrasers with the paraphrase config and pass --paraphraser FILE"
-            )
-        return
-    takes = tuple(paraphraser.in_channels for paraphraser in paraphrasers)
-    gives = tuple(paraphraser.factor_channels for paraphraser in paraphrasers)
-    if takes != tuple(teacher.tap_channels) or gives != tuple(student.tap_channels):
-        raise InputError(
-            f"the paraphrasers turn {takes} into {gives} channels, but the teacher's taps have {teacher.tap_channels} "
-            f"and the student's {student.tap_channels}: train paraphrasers for this pair with the paraphrase config"
-        )
+def build_method(name: str, pair: Pair, settings: Mapping[str, Any] | None = None) -> dict[str, DistillationMethod]:
+    """Return the parts of one method by their names: most have one, Graph Flow has its logits and its adversary too.
+
+    Raises:
+        InputError: an unknown name or setting, or a method that cannot work on this pair.
+    """
+    builder = _builder(name)
+    _check_settings(name, builder, settings or {})
+    parts = builder(pair, **(settings or {}))
+    parts = parts if isinstance(parts, dict) else {name: parts}
+    for part, module in parts.items():
+        if trained := describe_adapters(module):
+            logger.info("%s: %s", part, trained)
+    return parts
+
+
+def _builder(name: str) -> Callable[..., Any]:
+    if name in UNSUITED:
+        raise InputError(f"the method '{name}' makes no sense for segmentation: {UNSUITED[name]}")
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0)[0]
+        raise InputError(f"unknown distillation method '{name}'; did you mean '{near}'? Known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def settings_of(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Return the settings that a method takes by name, with their defaults."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _check_settings(name: str, builder: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    kinds = {parameter.kind for parameter in inspect.signature(builder).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return  # it knows its settings itself
+    known = settings_of(builder)
+    for setting in settings:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1, cutoff=0) or ["none"]
+            raise InputError(f"the method '{name}' has no setting '{setting}'; did you mean '{near[0]}'?")

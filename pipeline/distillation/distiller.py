@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
 
 
@@ -26,6 +27,8 @@ class Distiller(nn.Module):
         teacher_taps: dotted module names, shallow to deep.
         student_taps: the same of the student.
         inferer: how the teacher is run on a batch, default a plain call; use the trainer's, which pads.
+        schedules: when each method counts, by its name; always, by default. A method does not run while it does not.
+        total_steps: training steps of the whole run, for the schedules.
 
     Raises:
         ValueError: two methods name the same term.
@@ -40,6 +43,8 @@ class Distiller(nn.Module):
         teacher_taps: Sequence[str] | None = None,
         student_taps: Sequence[str] | None = None,
         inferer: Callable[[torch.Tensor, nn.Module], torch.Tensor] | None = None,
+        schedules: Mapping[str, Schedule] | None = None,
+        total_steps: int = 1,
     ) -> None:
         super().__init__()
         self.teacher = teacher.eval().requires_grad_(False)
@@ -49,6 +54,8 @@ class Distiller(nn.Module):
         self._student_taps = FeatureTaps(student, student_taps or student.taps)
         self._inferer = inferer or (lambda images, network: network(images))
         self._views: tuple[Tapped, Tapped] | None = None
+        self._schedules = {name: (schedules or {}).get(name, Schedule()) for name in methods}
+        self._total_steps, self.steps = max(total_steps, 1), 0
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the mode of the methods; the teacher always stays in evaluation mode."""
@@ -68,17 +75,38 @@ class Distiller(nn.Module):
         """
         with torch.no_grad():
             teacher_logits = self._inferer(images, self.teacher)
-        teacher = Tapped(self._teacher_taps.take(), teacher_logits)
-        student = Tapped(self._student_taps.take(), student_logits)
+        teacher = Tapped(self._teacher_taps.take(), teacher_logits, images).full_precision()
+        student = Tapped(self._student_taps.take(), student_logits, images).full_precision()
         terms: dict[str, torch.Tensor] = {}
-        for method in self.methods.values():
-            terms.update(method(student, teacher, labels))
+        with torch.autocast(images.device.type, enabled=False):  # squares and exponentials overflow half precision
+            for method in self._running().values():
+                terms.update(method.named_terms(student, teacher, labels))
         self._views = (student.detach(), teacher)
         return terms
 
     def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the weighted sum of the terms."""
-        return sum(self.weights[name] * term for name, term in terms.items())
+        """Return the sum of the terms, weighted by their methods' weights and by where the run is in the schedules."""
+        factors = {
+            term: self._schedules[name].factor(self._progress)
+            for name, method in self.methods.items()
+            for term in method.weights
+        }
+        zero = torch.zeros((), device=next(iter(self.teacher.parameters())).device)
+        return sum((factors[name] * self.weights[name] * term for name, term in terms.items()), start=zero)
+
+    @property
+    def _progress(self) -> float:
+        return min(self.steps / self._total_steps, 1 - 1e-9)
+
+    def _running(self) -> dict[str, DistillationMethod]:
+        """Return the methods that count at this point of the run."""
+        return {
+            name: method for name, method in self.methods.items() if self._schedules[name].factor(self._progress) > 0
+        }
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the methods that the student's optimizer trains beside the student."""
+        return [parameter for method in self.methods.values() for parameter in method.adapter_parameters()]
 
     def after_step(self) -> dict[str, torch.Tensor]:
         """Let each method update what it trains itself, on the views of the last forward pass; return what to log."""
@@ -87,16 +115,18 @@ class Distiller(nn.Module):
         student, teacher = self._views
         self._views = None
         logged: dict[str, torch.Tensor] = {}
-        for method in self.methods.values():
+        for method in self._running().values():
             logged.update(method.after_step(student, teacher))
+        self.steps += 1
         return logged
 
     def training_state(self) -> dict[str, Any]:
-        """Return the states of the methods; teacher and student have files of their own."""
-        return {name: method.training_state() for name, method in self.methods.items()}
+        """Return the states of the methods and the steps done; teacher and student have files of their own."""
+        return {"steps": self.steps, **{name: method.training_state() for name, method in self.methods.items()}}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take up what `training_state` returned for the same methods."""
+        self.steps = state["steps"]
         for name, method in self.methods.items():
             method.load_training_state(state[name])
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.method import DistillationMethod, Tapped, at_least_float32
+from pipeline.distillation.paraphrased import FrozenParaphrasers
 from pipeline.errors import InputError
 
 EDGES = ("dot", "cosine")
@@ -144,21 +145,9 @@ class GraphFlow(DistillationMethod):
     ) -> None:
         super().__init__({"vertices": vertices, "edges": edges})
         self.loss = loss
-        self.paraphrasers = nn.ModuleList(paraphrasers or ()).eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> GraphFlow:
-        """Keep the paraphrasers frozen whatever the mode."""
-        super().train(mode)
-        self.paraphrasers.eval()
-        return self
+        self.paraphrasers = FrozenParaphrasers(paraphrasers)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `vertices` and `edges`."""
-        factors = teacher.features
-        if len(self.paraphrasers):
-            with torch.no_grad(), torch.autocast(factors[0].device.type, enabled=False):
-                factors = tuple(
-                    p.encode(at_least_float32(tap)) for p, tap in zip(self.paraphrasers, factors, strict=True)
-                )
-        vertices, edges = self.loss(student.features, factors)
+        vertices, edges = self.loss(student.features, self.paraphrasers(teacher.features))
         return {"vertices": vertices, "edges": edges}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,24 +23,59 @@ class Tapped:
     """One network's view of a batch.
 
     Attributes:
-        features: tapped feature maps, shallow to deep, each (B, C, h, w).
-        logits: (B, K, H, W), no softmax.
+        features: tapped feature maps, shallow to deep, each (B, C, h, w) or (B, C, d, h, w).
+        logits: (B, K, H, W) or (B, K, D, H, W), no softmax.
+        images: what the network saw, (B, C, H, W) or (B, C, D, H, W); None where nobody keeps it.
     """
 
     features: tuple[torch.Tensor, ...]
     logits: torch.Tensor
+    images: torch.Tensor | None = None
 
     def detach(self) -> Tapped:
         """Return the same view without its graph."""
-        return Tapped(tuple(feature.detach() for feature in self.features), self.logits.detach())
+        return Tapped(tuple(feature.detach() for feature in self.features), self.logits.detach(), self.images)
+
+    def full_precision(self) -> Tapped:
+        """Return the same view with half precision turned into float32."""
+        return Tapped(tuple(map(at_least_float32, self.features)), at_least_float32(self.logits), self.images)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two networks that a method is built for, and what is known of the run.
+
+    Attributes:
+        teacher: frozen, in evaluation mode.
+        student: in training. A method may run either again, but must not keep it as a submodule.
+        teacher_channels: channels of the teacher's taps, shallow to deep.
+        student_channels: the same of the student.
+        out_channels: number of classes K of both.
+        total_steps: training steps of the whole run, for schedules.
+        paraphrasers: trained (shallow, deep) paraphrasers of the teacher's taps, or None.
+        size: side of the images, None if unknown.
+        spatial_dims: 2 for images, 3 for volumes.
+        inferer: how a network is run on a batch: `inferer(images, network)`.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    teacher_channels: tuple[int, ...]
+    student_channels: tuple[int, ...]
+    out_channels: int
+    total_steps: int = 1
+    paraphrasers: tuple[nn.Module, nn.Module] | None = None
+    size: int | None = None
+    spatial_dims: int = 2
+    inferer: Callable[[torch.Tensor, nn.Module], torch.Tensor] = lambda images, network: network(images)
 
 
 class DistillationMethod(nn.Module):
     """One method of distillation: named loss terms and the weight of each.
 
-    A method computes its terms in float32 whatever the precision of the networks, detaches the teacher, and returns
-    them unweighted; `Distiller` applies `weights`. Trainable parts that the student's optimizer must not touch (a
-    discriminator) are updated in `after_step`.
+    `Distiller` calls it outside autocast with views in float32, the teacher's without a graph, and applies `weights` to
+    the terms that come back. Parts that learn beside the student (adapters) belong to `adapter_parameters` and are
+    trained by its optimizer; parts that it must not touch (a discriminator) are updated in `after_step`.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -51,10 +86,24 @@ class DistillationMethod(nn.Module):
                     f"the weight of the loss term '{term}' is {weight}; it must be finite and not negative"
                 )
         self.weights = dict(weights)
+        self.prefix = ""
+
+    def rename_terms(self, prefix: str) -> None:
+        """Put `prefix` before the names of all terms, where another method has the same."""
+        self.weights = {prefix + term: weight for term, weight in self.weights.items()}
+        self.prefix = prefix
+
+    def named_terms(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the terms of `forward` by the names in `weights`."""
+        return {self.prefix + term: value for term, value in self(student, teacher, labels).items()}
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the unweighted scalar terms by name; `labels` is (B, 1, H, W)."""
         raise NotImplementedError
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the student's optimizer trains: by default all that are not frozen."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
         """Update what the method itself trains, after the student's step; return scalars to log."""
@@ -62,7 +111,9 @@ class DistillationMethod(nn.Module):
 
     def training_state(self) -> dict[str, Any]:
         """Return what a resumed run needs of this method beyond its configuration: tensors and primitives only."""
-        return {}
+        return {"adapters": self.state_dict()} if self.adapter_parameters() else {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take up a state that `training_state` returned."""
+        if "adapters" in state:
+            self.load_state_dict(state["adapters"])

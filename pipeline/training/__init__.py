@@ -13,7 +13,7 @@ from pipeline.training.paraphrasing import (
 )
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import check_run_folder, record_run
-from pipeline.training.trainer import DistillationTrainer, autocast_dtype
+from pipeline.training.trainer import DistillationTrainer, autocast_dtype, trained_parameters
 from pipeline.training.validation import IntervalAndLastValidation
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "record_run",
     "save_paraphrasers",
     "segmentation_loss",
+    "trained_parameters",
     "unexplained_variance",
 ]

@@ -10,11 +10,19 @@ import torch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
+from torch import nn
 
 from pipeline.distillation import Distiller
+from pipeline.distributed import average_gradients
 from pipeline.errors import InputError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def trained_parameters(network: nn.Module, distiller: Distiller | None = None) -> list[nn.Parameter]:
+    """Return what the student's optimizer trains: the network, and the adapters of the methods of distillation."""
+    adapters = [] if distiller is None else distiller.adapter_parameters()
+    return [*network.parameters(), *adapters]
 
 
 def autocast_dtype(precision: str, device: str | torch.device) -> torch.dtype | None:
@@ -130,6 +138,8 @@ class DistillationTrainer(SupervisedTrainer):
         self.grad_scaler.scale(loss / self.accumulation_steps).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self._optimizer_steps():
+            if self.distiller is not None:
+                average_gradients(self.distiller.adapter_parameters())
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 

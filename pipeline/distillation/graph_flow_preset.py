@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph Flow whole: its graph terms, logits distillation and the adversary, with presets of all settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.distillation.adversarial import AdversarialDistillation
+from pipeline.distillation.graph_flow import GraphFlow, GraphFlowLoss
+from pipeline.distillation.logits import LogitsDistillation
+from pipeline.distillation.method import DistillationMethod, Pair
+from pipeline.distillation.paraphrased import check_paraphrasers
+from pipeline.errors import InputError
+from pipeline.networks.discriminator import SMALLEST, Discriminator
+
+
+@dataclass(frozen=True)
+class GraphFlowPreset:
+    """How variation graphs are compared, and the weight of each term beside the cross-entropy, whose weight is 1."""
+
+    edge: str
+    reduction: str
+    node_norm: str
+    vertices: float
+    edges: float
+    adversarial: float
+    logits: float
+    patch: int = 3
+    temperature: float = 4.0
+    adversarial_kind: str = "wgan-gp"
+
+
+PRESETS = {
+    # Best row of the published ablation: (lambda_1 .. lambda_4) = (1e-5, 1e-9, 0.1, 1) on plain sums of dot products.
+    "paper": GraphFlowPreset("dot", "sum", "none", vertices=1e-5, edges=1e-9, adversarial=0.1, logits=1.0),
+    # The same idea free of batch size, channel count, patch and activation scale, so that weights of one fit any pair.
+    "normalised": GraphFlowPreset("cosine", "mean", "l2", vertices=1.0, edges=1.0, adversarial=0.1, logits=1.0),
+}
+
+
+def graph_flow_preset(name: str, changes: Mapping[str, Any] | None = None) -> GraphFlowPreset:
+    """Return a preset by name with single settings changed, for example {"adversarial": 0, "patch": 9}.
+
+    Raises:
+        InputError: the preset or a setting is unknown.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown graph flow preset '{name}'; choose one of {', '.join(PRESETS)}")
+    known = asdict(PRESETS[name])
+    for setting in changes or {}:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1, cutoff=0) or list(known)
+            raise InputError(f"graph flow has no setting '{setting}'; did you mean '{near[0]}'?")
+    return replace(PRESETS[name], **dict(changes or {}))
+
+
+def build_graph_flow(pair: Pair, *, preset: str = "normalised", **settings: Any) -> dict[str, DistillationMethod]:
+    """Return the methods that make up Graph Flow by name; `settings` are fields of `GraphFlowPreset` to change.
+
+    Raises:
+        InputError: an unknown preset or setting, paraphrasers that are missing or belong to other networks, images too
+            small for the discriminator.
+    """
+    chosen = graph_flow_preset(preset, settings)
+    check_paraphrasers("graph_flow", pair)
+    loss = GraphFlowLoss(chosen.patch, chosen.edge, chosen.reduction, chosen.node_norm)
+    methods: dict[str, DistillationMethod] = {
+        "kd": LogitsDistillation(chosen.logits, chosen.temperature),
+        "graph_flow": GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges),
+    }
+    if chosen.adversarial != 0:  # a discriminator that nobody listens to would only cost time
+        if pair.size is not None and pair.size < SMALLEST:
+            raise InputError(
+                f"the discriminator of graph_flow needs slices of {SMALLEST} pixels, the teacher's have {pair.size}: "
+                "pass --settings \"{'adversarial': 0}\" to leave it out, or train a teacher at a larger --size"
+            )
+        methods["adversary"] = AdversarialDistillation(
+            Discriminator(pair.out_channels), pair.total_steps, chosen.adversarial, chosen.adversarial_kind
+        )
+    return methods

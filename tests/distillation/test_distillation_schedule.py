@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a method counts, and several methods in one run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.distillation import Schedule, build_distiller
+from pipeline.distillation.schedule import parse_schedule
+from pipeline.errors import InputError
+from pipeline.networks import build_network
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "factor"),
+    [
+        (Schedule(), 0.0, 1.0),
+        (Schedule(0.5), 0.99, 0.5),
+        (Schedule(2.0, start=0.2, end=0.6), 0.1, 0.0),
+        (Schedule(2.0, start=0.2, end=0.6), 0.2, 2.0),
+        (Schedule(2.0, start=0.2, end=0.6), 0.6, 0.0),
+        (Schedule(2.0, ramp=0.5), 0.25, 1.0),  # half of the way up
+        (Schedule(2.0, start=0.5, ramp=0.2), 0.55, 0.5),
+        (Schedule(2.0, start=0.5, ramp=0.2), 0.9, 2.0),
+    ],
+)
+def test_factor_by_hand(schedule, progress, factor):
+    assert schedule.factor(progress) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weight": -1},
+        {"weight": float("nan")},
+        {"weight": "1"},
+        {"weight": True},
+        {"start": 0.5, "end": 0.5},
+        {"end": 1.5},
+        {"start": 0.8, "ramp": 0.3},
+    ],
+)
+def test_impossible_schedules_are_refused(wrong):
+    with pytest.raises(InputError):
+        Schedule(**wrong)
+
+
+def test_an_entry_is_a_weight_or_a_mapping_with_settings_beside_it():
+    assert parse_schedule(0.5) == (Schedule(0.5), {})
+    assert parse_schedule({"weight": 2, "end": 0.5, "temperature": 1}) == (Schedule(2, end=0.5), {"temperature": 1})
+
+
+def _distiller(**options):
+    teacher, student = (build_network(name, 1, 3) for name in ("erfnet", "enet"))  # taps of 64 channels both
+    return build_distiller(options.pop("method", "kd"), teacher, student, 3, 1, **options)
+
+
+def _run(distiller, student):
+    images, labels = torch.rand(2, 1, 64, 64), torch.zeros(2, 1, 64, 64)
+    return distiller(images, labels, student(images))
+
+
+def test_a_mix_has_all_terms_and_adds_them_by_weight():
+    student = build_network("enet", 1, 3)
+    mix = {"graph_flow": {"weight": 1, "adversarial": 0}, "kd": {"weight": 0.5, "temperature": 1}}
+    distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, 1, methods=mix)
+    terms = _run(distiller, student)
+    assert set(terms) == {"logits", "vertices", "edges", "kd_logits"}  # graph_flow has logits too: kd's get its name
+    expected = terms["logits"] + terms["vertices"] + terms["edges"] + 0.5 * terms["kd_logits"]
+    torch.testing.assert_close(distiller.total(terms), expected)
+
+
+def test_a_method_stops_where_its_schedule_ends_and_is_not_computed_then():
+    student = build_network("enet", 1, 3)
+    mix = {"kd": {"weight": 1, "end": 0.5}}
+    distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, total_steps=4, methods=mix)
+    ran = []
+    for _ in range(4):
+        ran.append("logits" in _run(distiller, student))
+        distiller.after_step()
+    assert ran == [True, True, False, False]
+
+
+def test_the_position_in_the_schedule_survives_a_resume():
+    student = build_network("enet", 1, 3)
+    options = {"total_steps": 4, "methods": {"kd": {"weight": 1, "end": 0.5}}}
+    first, second = (build_distiller("x", build_network("erfnet", 1, 3), student, 3, **options) for _ in range(2))
+    for _ in range(2):
+        _run(first, student)
+        first.after_step()
+    assert _run(first, student) == {}
+    assert set(_run(second, student)) == {"logits"}
+    second.load_training_state(first.training_state())
+    assert _run(second, student) == {}
+    assert float(second.total({})) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "graf_flow"}, "did you mean 'graph_flow'"),
+        ({"methods": {"kdd": 1}}, "did you mean 'kd'"),
+        ({"methods": {"kd": {"weight": 1, "temprature": 2}}}, "did you mean 'temperature'"),
+        ({"methods": {"kd": -1}}, "weight"),
+        ({"methods": {"kd": 1}, "settings": {"temperature": 2}}, "beside the weight"),
+        ({"method": "kd", "settings": {"warmth": 2}}, "no setting 'warmth'"),
+    ],
+)
+def test_bad_mixes_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        _distiller(**options)
