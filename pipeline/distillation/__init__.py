@@ -3,7 +3,7 @@
 
 from pipeline.distillation.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
 from pipeline.distillation.build import build_distiller
-from pipeline.distillation.catalogue import METHODS, UNSUITED
+from pipeline.distillation.catalogue import METHODS, UNSUITED, needs_paraphrasers
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
 from pipeline.distillation.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
@@ -33,6 +33,7 @@ __all__ = [
     "discriminator_loss",
     "gradient_penalty",
     "graph_flow_preset",
+    "needs_paraphrasers",
     "salience_graph",
     "variation_graph",
 ]

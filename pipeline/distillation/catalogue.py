@@ -3,21 +3,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.distillation.at import AttentionTransfer
+from pipeline.distillation.coco import build_coco
+from pipeline.distillation.fitnet import FitNet
+from pipeline.distillation.fsp import FlowOfSolution
+from pipeline.distillation.ft import FactorTransfer
 from pipeline.distillation.graph_flow_preset import build_graph_flow
 from pipeline.distillation.logits import LogitsDistillation
 from pipeline.distillation.method import Pair
+from pipeline.distillation.nst import NeuronSelectivity
+from pipeline.distillation.pkt import ProbabilisticTransfer
+from pipeline.distillation.skd import build_skd
+from pipeline.distillation.sp import SimilarityPreserving
+from pipeline.distillation.vid import VariationalInformation
 
 
-def _kd(pair: Pair, *, weight: float = 1.0, temperature: float = 4.0) -> LogitsDistillation:
+def build_kd(pair: Pair, *, weight: float = 1.0, temperature: float = 4.0) -> LogitsDistillation:
+    """Knowledge distillation of Hinton et al.: the student's class probabilities at each pixel follow the teacher's."""
     return LogitsDistillation(weight, temperature)
 
 
 # A builder takes a `Pair`, then settings as keywords, which users may give: most are the method's class itself.
 METHODS: dict[str, Callable[..., Any]] = {
     "graph_flow": build_graph_flow,
-    "kd": _kd,
+    "coco": build_coco,
+    "kd": build_kd,
+    "at": AttentionTransfer,
+    "fitnet": FitNet,
+    "fsp": FlowOfSolution,
+    "ft": FactorTransfer,
+    "vid": VariationalInformation,
+    "skd": build_skd,
+    "nst": NeuronSelectivity,
+    "pkt": ProbabilisticTransfer,
+    "sp": SimilarityPreserving,
 }
 UNSUITED: dict[str, str] = {}
+# Methods that compare the teacher's taps after its paraphrasers, where those are given.
+PARAPHRASED = ("graph_flow", "fsp", "ft")
+
+
+def needs_paraphrasers(options: Mapping[str, Any]) -> bool:
+    """Return whether options of distill.yaml (`method` or `methods`) ask for a method that uses paraphrasers."""
+    named = options.get("methods") or [options.get("method", "graph_flow")]
+    return any(name in PARAPHRASED for name in named)

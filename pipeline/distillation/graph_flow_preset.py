@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.distillation.adversarial import AdversarialDistillation
+from pipeline.distillation.adversary import build_adversary
 from pipeline.distillation.graph_flow import GraphFlow, GraphFlowLoss
 from pipeline.distillation.logits import LogitsDistillation
 from pipeline.distillation.method import DistillationMethod, Pair
 from pipeline.distillation.paraphrased import check_paraphrasers
 from pipeline.errors import InputError
-from pipeline.networks.discriminator import SMALLEST, Discriminator
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,7 @@ def build_graph_flow(pair: Pair, *, preset: str = "normalised", **settings: Any)
         "graph_flow": GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges),
     }
     if chosen.adversarial != 0:  # a discriminator that nobody listens to would only cost time
-        if pair.size is not None and pair.size < SMALLEST:
-            raise InputError(
-                f"the discriminator of graph_flow needs slices of {SMALLEST} pixels, the teacher's have {pair.size}: "
-                "pass --settings \"{'adversarial': 0}\" to leave it out, or train a teacher at a larger --size"
-            )
-        methods["adversary"] = AdversarialDistillation(
-            Discriminator(pair.out_channels), pair.total_steps, chosen.adversarial, chosen.adversarial_kind
+        methods["adversary"] = build_adversary(
+            "graph_flow", "adversarial", pair, chosen.adversarial, chosen.adversarial_kind
         )
     return methods

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m pipeline.distillation`: the methods by the names that `--method` takes, with their settings."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.distillation import catalogue
+from pipeline.distillation.build import settings_of
+from pipeline.distillation.catalogue import METHODS, UNSUITED
+from pipeline.distillation.graph_flow_preset import PRESETS
+from pipeline.errors import run_command
+
+
+def describe(name: str) -> str:
+    """Return a method's name, what it does in one sentence, and its settings with their defaults."""
+    builder = METHODS[name]
+    settings: dict[str, Any] = settings_of(builder)
+    if name == "graph_flow":
+        settings |= asdict(PRESETS[settings["preset"]])
+    documented = builder if inspect.getmodule(builder) is catalogue else inspect.getmodule(builder)
+    sentence = inspect.getdoc(documented).partition("\n")[0]
+    listed = ", ".join(f"{setting}={default!r}" for setting, default in settings.items())
+    return f"{name}\n    {sentence}\n    {listed}"
+
+
+def main() -> int:
+    """Print all methods; return 0."""
+    argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__).parse_args()
+    for name in METHODS:
+        print(describe(name))
+    for name, reason in UNSUITED.items():
+        print(f"{name}\n    not for segmentation: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

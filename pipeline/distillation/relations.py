@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the methods that relate places to each other share: regions of a map, directions and distances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.distillation.adapters import resized
+from pipeline.distillation.settings import check_whole
+
+# Squared length below which a vector has no direction.
+NOTHING = 1e-12
+
+
+def largest_grid(places: int, spatial_dims: int) -> int:
+    """Return the most cells per axis with which a map has at most `places` cells: 32 in 2D and 10 in 3D for 1024."""
+    side = 1
+    while (side + 1) ** spatial_dims <= places:
+        side += 1
+    return side
+
+
+def check_regions(method: str, grid: int, regions: int, most: int = 4096) -> tuple[int, int]:
+    """Return the settings of a method that relates regions, checked.
+
+    Raises:
+        InputError: the grid is not from 1 to 32 cells per axis, or the regions are not from 2 to `most`.
+    """
+    return check_whole(method, "grid", grid, 1, 32), check_whole(method, "regions", regions, 2, most)
+
+
+def common_grid(grid: int, *maps: torch.Tensor) -> tuple[int, ...]:
+    """Return the cells per axis that all maps (B, C, ...) can be pooled to: `grid`, or fewer where one is smaller."""
+    return tuple(min(grid, *sides) for sides in zip(*(one.shape[2:] for one in maps), strict=True))
+
+
+def region_vectors(features: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
+    """Return the mean vector of each cell of a map (B, C, ...), as (B, N, C) with N the product of `cells`."""
+    return resized(features, cells).flatten(2).transpose(1, 2)
+
+
+def evenly(vectors: torch.Tensor, most: int) -> torch.Tensor:
+    """Return at most `most` rows of (N, C), evenly taken from the first to the last, so always the same ones."""
+    count = vectors.shape[0]
+    if count <= most:
+        return vectors
+    return vectors[torch.linspace(0, count - 1, most, device=vectors.device).long()]
+
+
+def batch_regions(
+    student: torch.Tensor, teacher: torch.Tensor, grid: int, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the vectors of the same regions of a whole batch in two maps, (N, C_student) and (N, C_teacher).
+
+    Args:
+        student: (B, C_student, ...).
+        teacher: (B, C_teacher, ...), of any size; the regions are cells of a grid that both can be pooled to.
+        grid: cells per axis.
+        most: at most so many regions, evenly taken from the batch: relations of N regions need N^2 values.
+    """
+    cells = common_grid(grid, student, teacher)
+    of_student, of_teacher = (
+        evenly(region_vectors(features, cells).flatten(0, 1), most) for features in (student, teacher)
+    )
+    return of_student, of_teacher
+
+
+def unit_vectors(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """Return vectors of length 1 along `dim`; a zero vector stays zero and passes no gradient.
+
+    `F.normalize` divides the gradient at a zero vector by its epsilon instead, which throws a network far off.
+    """
+    squared = vectors.square().sum(dim=dim, keepdim=True)
+    there = squared > NOTHING
+    return vectors * torch.where(there, torch.where(there, squared, 1.0).rsqrt(), 0.0)
+
+
+def squared_distances(vectors: torch.Tensor) -> torch.Tensor:
+    """Return the squared Euclidean distances of rows (N, C) to each other, (N, N), by their inner products."""
+    centred = vectors - vectors.detach().mean(dim=0)  # the same distances with less cancellation
+    squares = centred.square().sum(dim=1)
+    found = (squares[:, None] + squares[None] - 2 * centred @ centred.T).clamp(min=0)
+    return found * ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
