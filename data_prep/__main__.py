@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the converters: `python -m data_prep`."""
+"""Lists the converters and the check: `python -m data_prep`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def converters() -> dict[str, str]:
 
 def main() -> int:
     """Print one line a converter."""
-    print("Converters into dataset folders; python -m data_prep.NAME --help says more.\n")
+    print("Converters into dataset folders, and their check; python -m data_prep.NAME --help says more.\n")
     for name, sentence in converters().items():
-        print(f"  python -m data_prep.{name:<12} {sentence}")
+        print(f"  python -m data_prep.{name:<14} {sentence}")
     return 0
 
 

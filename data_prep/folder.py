@@ -38,6 +38,7 @@ from pipeline.data import (
     IntensityRule,
     Volume,
     default_intensity,
+    doubt_hounsfield,
     parse_labels,
     read_label,
     read_volume,
@@ -184,8 +185,9 @@ class Checker:
         if not self.seen[pair.case]:
             self.warnings.append(f"case {pair.case}: the label {pair.label.name} is empty")
         low, high = image.array.min(), image.array.max()
-        if self._in_hu and (low >= 0 or high <= 100):
-            self.warnings.append(f"case {pair.case}: values {low:g}..{high:g} do not look like Hounsfield units")
+        doubt = doubt_hounsfield(low, high) if self._in_hu else None
+        if doubt is not None:
+            self.warnings.append(f"case {pair.case}: {doubt}")
         if low == high:
             self.warnings.append(f"case {pair.case}: all voxels are {low:g}")
 

@@ -26,7 +26,14 @@ from pipeline.data.images import (
     to_grey,
     write_png,
 )
-from pipeline.data.intensity import CT_WINDOW, MR_PERCENTILES, SLIDE_INTENSITY, IntensityRule, default_intensity
+from pipeline.data.intensity import (
+    CT_WINDOW,
+    MR_PERCENTILES,
+    SLIDE_INTENSITY,
+    IntensityRule,
+    default_intensity,
+    doubt_hounsfield,
+)
 from pipeline.data.slices import SliceDataset, resize_images, resize_labels
 from pipeline.data.stain_augmentation import TileAugmentation
 from pipeline.data.volumes import VolumeReader, read_label, read_volume, scan_suffix, write_label_map
@@ -53,6 +60,7 @@ __all__ = [
     "VolumeReader",
     "check_same_grid",
     "default_intensity",
+    "doubt_hounsfield",
     "from_ras",
     "image_size",
     "is_image",

@@ -23,6 +23,7 @@ _STEP_TOLERANCE = 0.02
 _TILT_WORTH_A_NOTE_DEGREES = 0.1
 _FRAMES, _DESCRIPTION = "0028|0008", "0008|103e"
 _PLACE = {"ImagePositionPatient": "0020|0032", "ImageOrientationPatient": "0020|0037", "PixelSpacing": "0028|0030"}
+_PROGRAM_STARTS = (b"MZ", b"\x7fELF")
 _NO_SLICES = ("DICOMDIR",)
 
 
@@ -57,11 +58,25 @@ def read_dicom_series(folder: Path, max_bytes: int) -> Volume:
         raise InputError(f"{folder} holds no DICOM files; give a scan, or a folder of scans or of one DICOM series")
     slices = [_read_header(path) for path in _series_files(folder)]
     slices, affine, notes = _stacked(folder, slices)
-    notes += check_affine(folder, affine, "slice positions")
+    notes += [*check_affine(folder, affine, "slice positions"), *_programs(folder)]
     promised = int(np.prod(slices[0].size)) * len(slices) * 4
     if promised > max_bytes:
         raise InputError(f"{folder}: {promised} bytes of voxels are more than the limit of {max_bytes}; split the scan")
     return Volume(_read_pixels(slices), affine, folder, None, tuple(notes))
+
+
+def _programs(folder: Path) -> list[str]:
+    """Note files whose preamble, which DICOM leaves to anybody, makes them programs as well; the voxels are safe."""
+    found = []
+    for path in _dicom_files(folder):
+        with open(path, "rb") as file:
+            if file.read(4).startswith(_PROGRAM_STARTS):
+                found.append(path.name)
+    return (
+        [f"{len(found)} files begin as programs do ({found[0]}): never run them, clear their preambles"]
+        if found
+        else []
+    )
 
 
 def _series_files(folder: Path) -> list[Path]:
@@ -116,7 +131,9 @@ def _stacked(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], np.ndarr
         raise InputError(f"{folder} holds a single slice; give the whole series")
     for other in slices[1:]:
         if other.size != first.size or not np.allclose(other.affine[:3, :2], first.affine[:3, :2], atol=1e-4):
-            raise InputError(f"{other.path} differs in size, pixel spacing or direction from {first.path.name}")
+            raise InputError(
+                f"{other.path} differs in size, pixel spacing or direction from {first.path.name}; keep one series"
+            )
     normal = first.affine[:3, 2] / np.linalg.norm(first.affine[:3, 2])
     slices = sorted(slices, key=lambda item: float(item.affine[:3, 3] @ normal))
     positions = np.array([item.affine[:3, 3] for item in slices])

@@ -22,6 +22,8 @@ ANGLE_TOLERANCE_RAD = 1e-4
 _LEAST_RELATIVE_VOLUME = 1e-3
 # Beyond these edges (mm) the header has likely mixed up its units; no clinical scan goes there.
 _PLAUSIBLE_SPACING_MM = (0.05, 50.0)
+# Beyond these it is damaged: a voxel of a metre, or one that no light microscope tells from its neighbour.
+_POSSIBLE_SPACING_MM = (1e-4, 1e3)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def check_affine(path: Path, affine: np.ndarray, source: str) -> list[str]:
         raise InputError(f"{path}: the {source} gives voxels of {_edges(edges)} mm; write the true voxel size")
     if abs(np.linalg.det(affine[:3, :3] / edges)) < _LEAST_RELATIVE_VOLUME:
         raise InputError(f"{path}: the {source} is singular (its axes lie in one plane); write a valid one")
+    if edges.min() < _POSSIBLE_SPACING_MM[0] or edges.max() > _POSSIBLE_SPACING_MM[1]:
+        raise InputError(f"{path}: the {source} gives voxels of {_edges(edges)} mm; write the true voxel size")
     if edges.min() < _PLAUSIBLE_SPACING_MM[0] or edges.max() > _PLAUSIBLE_SPACING_MM[1]:
         return [f"voxels of {_edges(edges)} mm: unusual, check the header's units"]
     return []

@@ -86,9 +86,12 @@ def read_label_image(path: str | os.PathLike[str], known: Collection[int] | None
             raise InputError(f"{path} {wrong}, no label image; make the dataset with data_prep.gastric")
         labels = np.array(picture).astype(np.uint8)
     if known is not None:
-        unknown = sorted(set(np.unique(labels).tolist()) - set(known))
+        values, counts = np.unique(labels, return_counts=True)
+        unknown = [
+            f"{value} ({count} pixels)" for value, count in zip(values, counts, strict=True) if value not in known
+        ]
         if unknown:
-            shown = ", ".join(map(str, unknown[:8]))
+            shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
             raise InputError(f"{path} holds the values {shown}, which name no class; known are {sorted(known)}")
     return labels
 
@@ -215,9 +218,10 @@ def _decoded(path: Path, load: bool) -> Image.Image:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    # os.path: pathlib raises for a name that is too long for the system.
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder; give the picture inside it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"no picture at {path}; check the path")
     try:
         size = path.stat().st_size

@@ -21,9 +21,13 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
 
 def _number(name: str, value: object) -> float:
     """Return `value` as a finite float; true and false are no numbers here."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+    try:
+        number = float("nan") if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):  # the last for whole numbers of hundreds of digits
+        number = float("nan")
+    if not math.isfinite(number):
         raise InputError(f"intensity rule: {name} is {value!r}; it must be a finite number")
-    return float(value)
+    return number
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class IntensityRule:
         if not self.low < self.high:
             raise InputError(f"intensity rule: low {self.low:g} is not below high {self.high:g}; swap or correct them")
         if self.kind == PERCENTILES and (self.low < 0 or self.high > 100):
-            raise InputError(f"intensity rule: percentiles {self.low:g} and {self.high:g} must lie in 0..100")
+            raise InputError(f"intensity rule: percentiles {self.low:g}, {self.high:g}; they must lie in 0..100")
 
     def window(self, array: np.ndarray | torch.Tensor) -> tuple[float, float]:
         """Return the raw values that become 0 and 1 for the volume `array` (any shape; all its voxels count).
@@ -84,7 +88,7 @@ class IntensityRule:
     def from_dict(cls, content: Mapping[str, Any]) -> IntensityRule:
         """Read what `to_dict` wrote; raises `InputError` naming the key that is missing or unusable."""
         if not isinstance(content, Mapping):
-            raise InputError('intensity must be an object such as {"rule": "window", "low": -125, "high": 275}')
+            raise InputError('intensity must be an object; write {"rule": "window", "low": -125, "high": 275}')
         missing = [key for key in ("rule", "low", "high") if key not in content]
         if missing:
             raise InputError(f"intensity lacks {', '.join(missing)}; give rule, low and high")
@@ -102,3 +106,17 @@ SLIDE_INTENSITY = IntensityRule(WINDOW, 0.0, 255.0)
 def default_intensity(modality: str) -> IntensityRule:
     """Return the rule for a `modality`: the soft-tissue window in HU for CT, percentiles per volume for all others."""
     return CT_WINDOW if modality.upper() == "CT" else MR_PERCENTILES
+
+
+def doubt_hounsfield(low: float, high: float) -> str | None:
+    """Return why a CT whose voxels span `low`..`high` is hardly in Hounsfield units, and what to do, or None.
+
+    Air is -1000 HU and lies around every patient; bone and contrast lie above 100.
+    """
+    if low >= 0 and high <= 255:
+        return f"values {low:g}..{high:g} do not look like Hounsfield units but like grey values; export the CT in HU"
+    if low >= 0:
+        return f"values {low:g}..{high:g} do not look like Hounsfield units; subtract the offset, likely 1024"
+    if high <= 100:
+        return f"values {low:g}..{high:g} do not look like Hounsfield units; export the CT in HU, not a window of it"
+    return None

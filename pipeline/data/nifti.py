@@ -106,7 +106,9 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, np.nda
     try:
         header = kind(block, check=False)
         if header["magic"].item().rstrip(b"\0\r\n\x1a") not in (b"n+1", b"n+2"):
-            raise InputError(f"{path}: magic {header['magic'].item()!r} is not that of a single NIfTI file (n+1)")
+            raise InputError(
+                f"{path}: magic {header['magic'].item()!r} is not that of a single NIfTI file (n+1); save it as .nii"
+            )
         edges = np.array(header["pixdim"][1:4], dtype=np.float64)
         header.check_fix(logger=_QUIET, error_level=40)
     except HeaderDataError as error:
@@ -149,7 +151,9 @@ def _check_budget(path: Path, header: nib.Nifti1Header, max_bytes: int) -> None:
         return
     ratio = promised / stored
     if promised >= _BOMB_BYTES and ratio > _BOMB_RATIO:
-        raise InputError(f"{path}: {stored} bytes would grow {ratio:.0f} times to {promised}, which no scan does")
+        raise InputError(
+            f"{path}: {stored} bytes would grow {ratio:.0f} times to {promised}, which no scan does; get the true file"
+        )
     if ratio > _DEFLATE_LIMIT:
         raise InputError(
             f"{path}: the header promises {promised} bytes of voxels, which {stored} bytes of gzip cannot hold;"
@@ -228,7 +232,9 @@ def _read_voxels(path: Path, stream: BinaryIO, header: nib.Nifti1Header) -> tupl
     slice_bytes = promised // int(header.get_data_shape()[2])
     surplus = _count(stream, slice_bytes)
     if surplus >= slice_bytes:
-        raise InputError(f"{path} goes on for a slice or more behind the {promised} bytes that its header promises")
+        raise InputError(
+            f"{path} goes on for a slice or more behind the {promised} bytes that its header promises; export it again"
+        )
     raw = buffer.view(stored)
     if not stored.isnative:
         raw = raw.byteswap(inplace=True).view(stored.newbyteorder("="))

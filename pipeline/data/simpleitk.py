@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """NRRD and MetaImage files (`.nrrd`, `.mha`, `.mhd`) through SimpleITK, which MONAI has no reader for.
 
-Not used for NIfTI: SimpleITK refuses affines that NiBabel reads. Two things that SimpleITK passes over in silence are
-refused here: a header that gives no voxel size, and compressed MetaImage data that do not unpack.
+Not used for NIfTI: SimpleITK refuses affines that NiBabel reads. What SimpleITK passes over in silence is refused here:
+a header that gives no voxel size, other units than mm, values that the header rescales, data that do not unpack, and
+more voxels than the header promises.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ def read_simpleitk(path: Path, max_bytes: int) -> Volume:
     try:
         reader.ReadImageInformation()
         more = _check_information(path, reader, max_bytes)
-        if not is_nrrd:  # the NRRD library compares checksums itself
-            _check_meta_data(path, _promised_bytes(reader))
+        more += _check_data(path, *(_nrrd_data if is_nrrd else _meta_data)(path), reader)
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {last_line(error)}; download or export it again") from error
@@ -121,13 +121,36 @@ def _header_fields(path: Path, end: bytes, separator: str) -> tuple[dict[str, st
 
 def _check_nrrd_header(path: Path) -> list[str]:
     """Refuse a NRRD without voxel size or with axes that name no side of the patient."""
-    fields, _ = _header_fields(path, rb"^\r?\n", ":")
+    fields, _ = _nrrd_fields(path)
     space = fields.get("space", "").lower()
     if "space directions" not in fields:
         raise InputError(f"{path}: no 'space directions', so no voxel size; export the scan with its geometry")
     if space not in _ANATOMICAL_SPACES:
         raise InputError(f"{path}: space {space!r} does not say where left is; export it as left-posterior-superior")
+    if set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm"}:
+        raise InputError(f"{path}: the header measures in {fields['space units']}; convert it to mm")
+    if {"old min", "old max", "oldmin", "oldmax"} & fields.keys():
+        raise InputError(f"{path}: the header rescales the voxels (old min, old max); export the values themselves")
     return [] if "space origin" in fields else ["no origin in the header: 0 taken"]
+
+
+def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
+    return _header_fields(path, rb"^\r?\n", ":")
+
+
+def _nrrd_data(path: Path) -> tuple[Path | None, int, str]:
+    """Return the file with the voxels (None where they lie beside the header), where they begin and their packing."""
+    fields, end = _nrrd_fields(path)
+    beside = {"data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"} & fields.keys()
+    return None if beside else path, end, fields.get("encoding", "").lower()
+
+
+def _meta_data(path: Path) -> tuple[Path | None, int, str]:
+    fields, data, start = _meta_fields(path)
+    if fields.get("compresseddata", "").lower().startswith("t"):
+        return data, start, "gzip"
+    text = fields.get("binarydata", "true").lower().startswith("f")
+    return (None, start, "text") if text or "headersize" in fields else (data, start, "raw")
 
 
 def _meta_fields(path: Path) -> tuple[dict[str, str], Path, int]:
@@ -145,22 +168,57 @@ def _check_meta_header(path: Path) -> list[str]:
     fields, data, _ = _meta_fields(path)
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise InputError(f"{path}: no ElementSpacing, so no voxel size; write the true one into the header")
+    if fields.get("distanceunits", "mm").lower() not in ("mm", "?"):
+        raise InputError(f"{path}: the header measures in {fields['distanceunits']}; convert it to mm")
+    _check_meta_scaling(path, fields)
     if data.name.upper().startswith("LIST") or "%" in data.name:
         raise InputError(f"{path}: voxels spread over several files; save the scan as one .mha")
     if not data.is_file():
         raise InputError(f"{path}: its voxel file {data} is missing; put it beside the header")
     oriented = {"transformmatrix", "rotation", "orientation"} & fields.keys()
-    return [] if oriented else ["no orientation in the header: axes taken as LPS"]
+    notes = [] if oriented else ["no orientation in the header: axes taken as LPS"]
+    negative = "-" in re.sub(r"e-", "", fields.get("elementspacing", ""), flags=re.IGNORECASE)
+    return (
+        [*notes, f"negative voxel size {fields['elementspacing']}: that axis runs the other way"] if negative else notes
+    )
 
 
-def _check_meta_data(path: Path, promised: int) -> None:
+def _check_meta_scaling(path: Path, fields: dict[str, str]) -> None:
+    """Refuse a slope or an offset, which MetaIO writes and ITK never applies."""
+    for key, neutral in (("elementtointensityfunctionslope", 1.0), ("elementtointensityfunctionoffset", 0.0)):
+        try:
+            scaled = float(fields.get(key, neutral)) != neutral
+        except ValueError:
+            scaled = True
+        if scaled:
+            raise InputError(
+                f"{path}: the header rescales the voxels ({key} {fields[key]}); export the values themselves"
+            )
+
+
+def _check_data(path: Path, data: Path | None, start: int, packing: str, reader: sitk.ImageFileReader) -> list[str]:
+    """Compare the voxels that the file holds with those that its header promises; returns a note on a few bytes more.
+
+    A header that lost a slice reads without complaint otherwise, and an image of another shape is another image.
+    """
+    promised = _promised_bytes(reader)
+    if data is None:
+        return []
+    if packing in ("gzip", "gz"):
+        _check_unpacked(path, data, start, promised)
+    surplus = data.stat().st_size - start - promised if packing == "raw" else 0
+    if surplus >= promised // reader.GetSize()[2]:
+        raise InputError(
+            f"{path}: a slice or more behind the {promised} bytes that the header promises; export it again"
+        )
+    return [f"{surplus} bytes behind the voxels ignored"] if surplus > 0 else []
+
+
+def _check_unpacked(path: Path, data: Path, start: int, promised: int) -> None:
     """Unpack compressed voxels to the end, without keeping them, so that zlib compares its checksum.
 
     Raises `InputError` for damaged data and for more or less than `promised` bytes; unpacks no further than that.
     """
-    fields, data, start = _meta_fields(path)
-    if not fields.get("compresseddata", "").lower().startswith("t"):
-        return
     unpacker, count = zlib.decompressobj(wbits=47), 0  # zlib and gzip alike, as MetaIO takes both
     try:
         with open(data, "rb") as file:

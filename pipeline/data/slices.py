@@ -182,6 +182,8 @@ def _check_volume(case: str, image: Tensor, label: Tensor, out_channels: int) ->
         )
     if image.numel() == 0:
         raise InputError(f"case {case}: the volume is empty, {tuple(image.shape)}; take the case out")
+    if image.ndim == 3 and image.shape[1] != image.shape[2]:  # inference meets squares alone
+        raise InputError(f"case {case}: a tile of {tuple(image.shape[1:])} pixels would be distorted; cut it square")
     finite = torch.isfinite(image)
     if not finite.all():
         count = int((~finite).sum())

@@ -32,11 +32,13 @@ __all__ = [
     "from_ras",
     "label_counts",
     "metadata_of",
+    "on_grid_of",
     "read_label",
     "read_volume",
     "scan_suffix",
     "signed_values",
     "to_ras",
+    "with_label_values",
     "write_label_map",
 ]
 
@@ -82,8 +84,8 @@ def _check_exists(path: Path, suffix: str | None) -> None:
         path.stat()
     except FileNotFoundError:
         raise InputError(f"no such file: {path}; check the path") from None
-    except OSError as error:
-        raise InputError(f"cannot open {path}: {error.strerror}; check the path") from error
+    except (OSError, ValueError) as error:  # the latter for names that no system can encode
+        raise InputError(f"cannot open {path}: {getattr(error, 'strerror', error)}; check the path") from error
     if path.is_dir() and suffix is not None:
         raise InputError(f"{path} is a folder, though its name says {suffix}; give the file inside it")
     if not path.is_dir() and suffix is None:
@@ -110,11 +112,16 @@ def read_label(
     does, and for values that are not whole (within 1e-3), not in 0..255 or not in `labels` (listed with counts), and
     for another grid than that of `like`.
     """
-    volume = read_volume(path)
+    volume = with_label_values(read_volume(path), labels)
+    return volume if like is None else on_grid_of(like, volume)
+
+
+def with_label_values(volume: Volume, labels: Collection[int] | None = None) -> Volume:
+    """Return a volume that was read from a label map, as uint8; `InputError` for values as `read_label` raises it."""
     volume = replace(volume, array=_whole_numbers(volume))
     if labels is not None:
         _check_known(volume, labels)
-    return volume if like is None else _on_grid_of(like, volume)
+    return volume
 
 
 def _whole_numbers(volume: Volume) -> np.ndarray:
@@ -129,7 +136,10 @@ def _whole_numbers(volume: Volume) -> np.ndarray:
             wrong[float(value)] = wrong.get(float(value), 0) + int(count)
         labels[..., z] = np.where(bad, 0, rounded).astype(np.uint8)
     if wrong:
-        raise InputError(f"{volume.path}: labels must be whole numbers from 0 to 255, but it holds {_counts(wrong)}")
+        raise InputError(
+            f"{volume.path}: labels must be whole numbers from 0 to 255, but it holds {_counts(wrong)}; save it as"
+            " drawn, and resample it by nearest neighbour alone"
+        )
     return labels
 
 
@@ -138,7 +148,9 @@ def _check_known(volume: Volume, labels: Collection[int]) -> None:
     unknown = {float(value): int(counts[value]) for value in np.flatnonzero(counts) if value not in labels}
     if unknown:
         known = ", ".join(str(value) for value in sorted(labels))
-        raise InputError(f"{volume.path}: unknown label values {_counts(unknown)}; the dataset declares {known}")
+        raise InputError(
+            f"{volume.path}: unknown label values {_counts(unknown)}; the dataset declares {known}: correct either"
+        )
 
 
 def label_counts(labels: np.ndarray) -> np.ndarray:
@@ -155,7 +167,8 @@ def _counts(values: dict[float, int]) -> str:
     return ", ".join(listed[:_MOST_LISTED]) + more
 
 
-def _on_grid_of(like: Volume, label: Volume) -> Volume:
+def on_grid_of(like: Volume, label: Volume) -> Volume:
+    """Return `label` with its axes in the order and direction of `like`; `InputError` where their grids differ."""
     try:
         check_same_grid(like, label)
         return label

@@ -198,7 +198,7 @@ def test_monai_passes_the_reason_on(tmp_path):
     with pytest.raises(InputError, match=r"a\.png is empty"):
         LoadImaged("image", reader=PictureReader(channels=3))({"image": tmp_path / "a.png"})
     write_png(tmp_path / "label.png", np.full((2, 3), 7, np.uint8))
-    with pytest.raises(InputError, match=r"holds the values 7, which name no class; known are \[0, 1\]"):
+    with pytest.raises(InputError, match=r"holds the values 7 \(6 pixels\), which name no class; known are \[0, 1\]"):
         LoadImaged("label", reader=PictureReader(labels=(0, 1)))({"label": tmp_path / "label.png"})
 
 
