@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all segmentation networks of this package have in common."""
+"""What all segmentation networks have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,22 +14,28 @@ from torch.nn import functional as F
 class SegmentationNetwork(nn.Module):
     """A network that maps images (B, in_channels, H, W) to logits (B, out_channels, H, W), and to nothing else.
 
+    Networks of MONAI, which `build_network` makes too, are no subclasses but have the same attributes.
+
     Args:
         in_channels: channels of the images.
         out_channels: number of classes K, the background included.
 
     Attributes:
-        size_divisor: H and W must be multiples of it; `PaddedInferer` takes any size.
-        taps: dotted names of the modules whose outputs are the shallow and the deep feature map for distillation,
-            both at a quarter of the resolution.
-        tap_channels: channels of these two feature maps.
+        spatial_dims: 2 for images; networks of MONAI may have 3, for volumes.
+        size_divisor: sides of an image must be multiples of it; `PaddedInferer` takes any size.
+        fixed_size: the network takes images of exactly `size_divisor` along each side.
+        taps: dotted names of the modules whose outputs are the feature maps for distillation, shallow to deep. The
+            networks of this package have two, both at a quarter of the resolution.
+        tap_channels: channels of these feature maps.
         arguments: what `build_network` was called with, so that a checkpoint can say how to build the network again;
             empty for a network built by its class.
     """
 
+    spatial_dims: int = 2
     size_divisor: int
-    taps: tuple[str, str]
-    tap_channels: tuple[int, int]
+    fixed_size: bool = False
+    taps: tuple[str, ...]
+    tap_channels: tuple[int, ...]
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -63,3 +71,20 @@ class BatchNorm2d(nn.BatchNorm2d):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
+
+
+def plain(where: str, value: Any) -> Any:
+    """Return `value` in the types that `weights_only` loading knows, tuples as lists.
+
+    numpy's scalars are not among them and become Python's. Raises `TypeError`, which names the place `where`, for
+    anything that is neither plain nor made of plain values.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Mapping):
+        return {plain(where, key): plain(f"{where}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}; model files hold numbers, text, lists and mappings of these")

@@ -31,25 +31,30 @@ class PaddedInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the network's output (B, K, H, W) for `inputs` (B, C, H, W); further arguments go to the network.
 
+        Volumes (B, C, D, H, W) are padded along depth too.
+
         Raises:
             ValueError: `inputs` are not images, or the network changes their size so that nothing can be cropped.
         """
-        if inputs.ndim != 4 or 0 in inputs.shape[-2:]:
-            raise ValueError(f"images must be (B, C, H, W) with at least one pixel, not {tuple(inputs.shape)}")
-        height, width = inputs.shape[-2:]
-        divisor = self.size_divisor or _divisor_of(network)
-        top, bottom = _split(height, divisor)
-        left, right = _split(width, divisor)
-        if not (bottom or right):
-            return network(inputs, *args, **kwargs)
-        padded = _pad(_pad(inputs, (0, 0, top, bottom), height), (left, right, 0, 0), width)
-        output = network(padded, *args, **kwargs)
-        if output.shape[-2:] != padded.shape[-2:]:
+        if inputs.ndim not in (4, 5) or 0 in inputs.shape[2:]:
             raise ValueError(
-                f"the network turns {tuple(padded.shape[-2:])} pixels into {tuple(output.shape[-2:])}; "
+                f"images must be (B, C, H, W) or (B, C, D, H, W) with at least one pixel, not {tuple(inputs.shape)}"
+            )
+        sides = inputs.shape[2:]
+        divisor = self.size_divisor or _divisor_of(network)
+        missing = [_split(side, divisor) for side in sides]
+        if not any(after for _, after in missing):
+            return network(inputs, *args, **kwargs)
+        padded = inputs
+        for axis, (before, after) in enumerate(missing):
+            padded = _pad(padded, axis, before, after) if after else padded
+        output = network(padded, *args, **kwargs)
+        if output.shape[2:] != padded.shape[2:]:
+            raise ValueError(
+                f"the network turns {tuple(padded.shape[2:])} pixels into {tuple(output.shape[2:])}; "
                 "PaddedInferer crops outputs of the input's size only"
             )
-        return output[..., top : top + height, left : left + width]
+        return output[(..., *(slice(before, before + side) for (before, _), side in zip(missing, sides, strict=True)))]
 
 
 def _divisor_of(network: Callable[..., Tensor]) -> int:
@@ -65,6 +70,9 @@ def _split(size: int, divisor: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def _pad(images: Tensor, padding: tuple[int, int, int, int], size: int) -> Tensor:
-    """Pad one axis of length `size`: mirrored if it is long enough for that."""
-    return F.pad(images, padding, mode="reflect" if max(padding) < size else "replicate")
+def _pad(images: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Pad one spatial axis, counted from 0: mirrored if it is long enough for that."""
+    padding = [0, 0] * (images.ndim - 2)
+    last_first = 2 * (images.ndim - 3 - axis)
+    padding[last_first : last_first + 2] = before, after
+    return F.pad(images, padding, mode="reflect" if after < images.shape[2 + axis] else "replicate")

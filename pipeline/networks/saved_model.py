@@ -10,18 +10,17 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.atomic import replace_when_complete
+from pipeline.atomic import write_tensors
 from pipeline.errors import InputError
-from pipeline.networks.base import SegmentationNetwork
+from pipeline.networks.base import plain
 from pipeline.networks.build import build_network
 
 FORMAT = "graphflow-segmentation model"
@@ -36,11 +35,12 @@ class SavedModel:
     """A trained network and all that segmenting with it needs.
 
     Attributes:
-        network: in evaluation mode, on the device asked for.
+        network: as `build_network` makes it, in evaluation mode, on the device asked for.
         network_arguments: what `build_network` was called with: `name`, `in_channels`, `out_channels`, options.
         labels: class index -> name, 0 is the background.
         intensity: the intensity rule of the training data, as `IntensityRule.to_dict` gives it.
-        size: side in pixels of the square images that the network was trained on.
+        size: side in pixels of the square images that the network was trained on; of a network of volumes, the sides
+            (x, y, z) in voxels of the patches.
         tile_px: pixels of a slide that the side of such an image spans; None for a network of scans.
         modality: of the training data, such as "CT".
         extra: whatever else was saved: how the model was chosen, the command, versions.
@@ -48,11 +48,11 @@ class SavedModel:
         path: the file.
     """
 
-    network: SegmentationNetwork
+    network: nn.Module
     network_arguments: dict[str, Any]
     labels: dict[int, str]
     intensity: dict[str, Any]
-    size: int
+    size: int | tuple[int, int, int]
     modality: str
     extra: dict[str, Any]
     sha256: str
@@ -66,7 +66,7 @@ def save_model(
     *,
     labels: Mapping[int, str],
     intensity: Mapping[str, Any],
-    size: int,
+    size: int | Sequence[int],
     modality: str,
     tile_px: int | None = None,
     network_arguments: Mapping[str, Any] | None = None,
@@ -79,22 +79,22 @@ def save_model(
         network: built by `build_network`, bare or wrapped by `torch.compile` or distributed training.
         labels: class index -> name for all classes of the network, the background included.
         intensity: the intensity rule of the training data as a mapping of plain values.
-        size: side in pixels of the square training images.
+        size: side in pixels of the square training images; for networks of volumes, the three sides of the patches.
         modality: of the training data.
         tile_px: for networks of slides, the pixels of a slide that the side of a training image spans.
         network_arguments: arguments of `build_network`; by default those that the network remembers.
         extra: plain values to keep beside, found again in `SavedModel.extra`.
 
     Raises:
-        InputError: the folder cannot be written, or labels and classes differ.
+        InputError: the folder cannot be written, labels and classes differ, or `size` is not of the network's axes.
         TypeError: a value that is neither plain nor made of plain values.
         ValueError: the arguments do not build this network, so the file could never be loaded.
     """
     network = unwrapped(network)
-    arguments = _plain("network_arguments", network_arguments or getattr(network, "arguments", {}))
+    arguments = plain("network_arguments", network_arguments or getattr(network, "arguments", {}))
     if "name" not in arguments:
         raise ValueError("the network does not say how it was built: use build_network, or pass network_arguments")
-    state = {key: _detached(value) for key, value in network.state_dict().items()}
+    state = _detached(network.state_dict())
     skeleton = _skeleton(arguments)
     difference = _difference(skeleton, state)
     if difference:
@@ -105,14 +105,13 @@ def save_model(
         "state_dict": state,
         "network_arguments": skeleton.arguments,
         "labels": _checked_labels(labels, skeleton.out_channels, "the model to save"),
-        "intensity": _plain("intensity", intensity),
-        "size": int(size),
+        "intensity": plain("intensity", intensity),
+        "size": _checked_size(size, skeleton),
         "modality": str(modality),
         "tile_px": None if tile_px is None else int(tile_px),
-        "extra": _plain("extra", extra),
+        "extra": plain("extra", extra),
     }
-    with replace_when_complete(path) as temporary:
-        torch.save(content, temporary)
+    write_tensors(path, content)
 
 
 def load_model(
@@ -148,7 +147,7 @@ def load_model(
         network_arguments=network.arguments,
         labels=_checked_labels(content["labels"], network.out_channels, str(path)),
         intensity=dict(content["intensity"]),
-        size=content["size"],
+        size=_size_of(content["size"]),
         modality=content["modality"],
         extra=dict(content["extra"]),
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -185,22 +184,19 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return network
 
 
-def _detached(value: Tensor) -> Tensor:
-    """Return a copy in memory of its own: a view would take its whole storage into the file."""
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+def _detached(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in memory of their own: views would take their whole storage into the file.
 
-
-def _plain(where: str, value: Any) -> Any:
-    """Return `value` in the types that `weights_only` loading knows; numpy's scalars are not among them."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(where, key): _plain(f"{where}.{key}", item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
-    raise TypeError(f"{where} is a {type(value).__name__}; model files hold numbers, text, lists and mappings of these")
+    A tensor that the network holds under several names is copied, and stored, once.
+    """
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    detached = {}
+    for key, value in state.items():
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if place not in copies:
+            copies[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        detached[key] = copies[place]
+    return detached
 
 
 def _checked_labels(labels: Mapping[Any, str], classes: int, where: str) -> dict[int, str]:
@@ -216,7 +212,22 @@ def _checked_labels(labels: Mapping[Any, str], classes: int, where: str) -> dict
     return dict(sorted(named.items()))
 
 
-def _skeleton(arguments: Mapping[str, Any]) -> SegmentationNetwork:
+def _checked_size(size: Any, network: nn.Module) -> int | list[int]:
+    """Return the size as plain numbers: one side for a network of images, three for one of volumes."""
+    if network.spatial_dims == 3:
+        if not isinstance(size, Sequence) or len(size) != 3:
+            raise InputError(f"size of a network of volumes is {size!r}; give the three sides of its patches")
+        return [int(side) for side in size]
+    if isinstance(size, Sequence):
+        raise InputError(f"size of a network of images is {size!r}; give the one side of its slices")
+    return int(size)
+
+
+def _size_of(size: int | Sequence[int]) -> int | tuple[int, ...]:
+    return tuple(size) if isinstance(size, Sequence) else size
+
+
+def _skeleton(arguments: Mapping[str, Any]) -> nn.Module:
     """Return the network without memory or values: built in no time, with no random number drawn."""
     with torch.device("meta"):
         return build_network(**arguments)
@@ -289,7 +300,7 @@ def _content(path: Path, raw: bytes) -> dict[str, Any]:
     return dict(content)
 
 
-def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> SegmentationNetwork:
+def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """Return the network that the file describes, with the file's weights."""
     try:
         network = _skeleton(arguments)
@@ -306,7 +317,7 @@ def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor])
     return network
 
 
-def to_device(network: SegmentationNetwork, device: str | torch.device) -> SegmentationNetwork:
+def to_device(network: nn.Module, device: str | torch.device) -> nn.Module:
     """Move a network to a device and return it; `InputError` where there is no such device."""
     try:
         return network.to(torch.device(device))

@@ -75,7 +75,7 @@ def test_metadata_are_kept():
     assert PaddedInferer()(images, Copy()).meta["filename_or_obj"] == "scan"
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 5, 5), (1, 1, 4, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 5, 5), (1, 1, 4, 0, 4), (1, 1, 4, 4, 4, 4)])
 def test_what_is_no_image_is_refused(shape):
     with pytest.raises(ValueError, match=r"images must be \(B, C, H, W\)"):
         PaddedInferer()(torch.empty(shape), Copy())
