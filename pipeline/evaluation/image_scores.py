@@ -41,8 +41,9 @@ _PIXEL = (1.0, 1.0)
 class ImageScore:
     """One class of one image; `status`, `dice` and `iou` as in `OrganScore`, distances in pixels of the map scored.
 
-    The four counts take the class against all else; `accuracy` is (TP + TN) / all. `matrix`, (K, K) over all classes
-    of the image, is not in the tables: summaries pool it.
+    The four counts take the class against all else; `accuracy` is (TP + TN) / all. `pixels_right` is of the image, in
+    any class: with the counts of all classes it gives those of the background, and so ACC and mIoU. `matrix`, (K, K)
+    over all classes of the image, is not in the tables: summaries pool it.
     """
 
     image: str
@@ -60,6 +61,7 @@ class ImageScore:
     false_positive: int
     false_negative: int
     true_negative: int
+    pixels_right: int
     hd95_penalised_px: float
     matrix: np.ndarray = field(repr=False, compare=False)
 
@@ -85,6 +87,7 @@ PER_IMAGE_COLUMNS = (
     "false_positive",
     "false_negative",
     "true_negative",
+    "pixels_right",
 )
 
 
@@ -157,6 +160,7 @@ def score_image(
             iou=float(counts.iou[value]),
             **_distance_columns(distances, diagonal_px),
             **_pixel_columns(counts, value),
+            pixels_right=int(np.trace(matrix)),
             matrix=matrix,
         )
         for value, distances in surface.organ_surface_distances(prediction, label, values, _PIXEL)

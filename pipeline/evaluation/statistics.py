@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means over cases and organs, and their bootstrap confidence intervals."""
+"""Means over cases and organs, their bootstrap confidence intervals, and tests of paired differences."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 0
+# Of five differences even the clearest has p = 2 / 2**5 = 0.0625.
+FEWEST_FOR_WILCOXON = 6
 
 
 def macro_mean(values: ArrayLike) -> float:
@@ -17,8 +22,7 @@ def macro_mean(values: ArrayLike) -> float:
     an organ that applies to no case; NaN if nothing is left. Callers report how many pairs counted.
     """
     table = np.asarray(values, dtype=np.float64)
-    means = _organ_means(np.ones((1, len(table))), table)
-    return float(_row_means(means)[0])
+    return float(weighted_macro_means(np.ones((1, len(table))), table)[0])
 
 
 def bootstrap_ci(
@@ -40,10 +44,48 @@ def bootstrap_ci(
     table = table[~np.isnan(table).all(axis=1)]
     if len(table) < 2:
         return np.nan, np.nan
-    drawn = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
-    statistics = _row_means(_organ_means(drawn.astype(np.float64), table))
+    statistics = weighted_macro_means(draw_cases(len(table), resamples, seed), table)
     low, high = np.percentile(statistics, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
+
+
+def draw_cases(cases: int, resamples: int = BOOTSTRAP_RESAMPLES, seed: int = BOOTSTRAP_SEED) -> np.ndarray:
+    """Return how often each case is drawn, (resamples, cases) float64: as many as there are, with replacement.
+
+    The draws depend on the number of cases and the seed alone, so that two arms get the same ones.
+    """
+    return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
+
+
+def weighted_macro_means(weights: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return `macro_mean` of `table` (cases, organs) for each row of `weights` (draws, cases), (draws,)."""
+    return _row_means(_organ_means(weights, table))
+
+
+def wilcoxon_p(differences: ArrayLike) -> float:
+    """Return the two-sided p of the Wilcoxon signed-rank test that paired `differences` (cases,) lie about 0.
+
+    NaN (a case that does not apply) and 0 (Wilcoxon's own rule) are left out. NaN for fewer than six that are left,
+    which can never reach 0.05: there is nothing to learn from such a number.
+    Source: Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
+    """
+    # Tables hold six decimals; equal differences must stay equal in spite of binary fractions.
+    rounded = np.round(np.asarray(differences, dtype=np.float64), 9)
+    telling = rounded[~np.isnan(rounded) & (rounded != 0)]
+    return float(stats.wilcoxon(telling).pvalue) if len(telling) >= FEWEST_FOR_WILCOXON else np.nan
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in the same order; NaN stays and does not count.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = [int(index) for index in np.argsort(p) if not np.isnan(p[index])]
+    stepped = [(len(order) - step) * p[index] for step, index in enumerate(order)]
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0) if order else []
+    return corrected.tolist()
 
 
 def _organ_means(weights: np.ndarray, table: np.ndarray) -> np.ndarray:

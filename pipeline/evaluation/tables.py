@@ -62,11 +62,21 @@ def text_interval(low: float, high: float, decimals: int) -> str:
     return "-" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
+def with_apostrophe(text: str) -> str:
+    """Return text for a cell: with an apostrophe before it where a spreadsheet would run it as a formula."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+def without_apostrophe(cell: str) -> str:
+    """Return the text that `with_apostrophe` made a cell of."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA_STARTS) else cell
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+        return with_apostrophe(value)
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6f}"
     return str(value)

@@ -31,7 +31,7 @@ from pipeline.evaluation.slides import pooled_summary, unscored_px
 
 PER_IMAGE = (
     "image,class,label,status,accuracy,dice,iou,hd95_px,hd95_pooled_px,pixels_label,pixels_prediction,"
-    "true_positive,false_positive,false_negative,true_negative"
+    "true_positive,false_positive,false_negative,true_negative,pixels_right"
 )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.data import COLOUR_SLIDE, SLIDE_INTENSITY, Case, Dataset, load_dataset, write_dataset_json, write_png
 from pipeline.errors import InputError
-from pipeline.evaluation import figures
+from pipeline.evaluation import case_views, figures
 from pipeline.evaluation.__main__ import main
 from pipeline.evaluation.figures import comparison_figure
 from pipeline.evaluation.mask_files import read_mask
@@ -323,7 +323,7 @@ class TestPicture:
         np.testing.assert_allclose(drawn.axes[2].images[0].get_array()[0, 0], [128 / 255] * 3, atol=1e-6)
 
     def test_large_slides_are_drawn_small(self, folder, monkeypatch):
-        monkeypatch.setattr(figures, "SLIDE_PX", 15)
+        monkeypatch.setattr(case_views, "SLIDE_PX", 15)
         drawn = comparison_figure(load_dataset(folder), {}, cases=["a"])
         picture = drawn.axes[1].images[0].get_array()
         assert picture.shape == (10, 15, 3)
