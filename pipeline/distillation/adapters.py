@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import Pair
+from pipeline.distillation.method import DistillationMethod, Pair
 
 
 def resized(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -61,10 +61,10 @@ def adapters_of(pair: Pair) -> nn.ModuleList:
     )
 
 
-def describe_adapters(method: nn.Module) -> str:
+def describe_adapters(method: DistillationMethod) -> str:
     """Return what a method's adapters do and how many parameters train beside the student, or an empty text."""
     found = [part for part in method.modules() if isinstance(part, Adapter) and part.in_channels != part.out_channels]
-    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in method.adapter_parameters())
     if not trained:
         return ""
     turns = ", ".join(f"{part.in_channels} to {part.out_channels} channels" for part in found)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import DistillationMethod, Pair
 from pipeline.distillation.schedule import Schedule, parse_schedule
 from pipeline.errors import InputError
+from pipeline.networks.shapes import check_taps, feature_maps
 
 logger = logging.getLogger(__name__)
 
@@ -31,40 +32,48 @@ def build_distiller(
     preset: str = "normalised",
     settings: Mapping[str, Any] | None = None,
     inferer: Any = None,
-    size: int | None = None,
+    size: int | Sequence[int] | None = None,
     methods: Mapping[str, Any] | None = None,
+    teacher_taps: Sequence[str] | None = None,
+    student_taps: Sequence[str] | None = None,
 ) -> Distiller:
     """Return the distiller for one method or several.
 
     Args:
         method: a key of `METHODS`, such as "graph_flow" or "kd" (logits distillation alone).
-        teacher: trained network with `taps` and `tap_channels`.
-        student: network to train, likewise.
+        teacher: trained network with the attributes of `SegmentationNetwork`.
+        student: network to train, likewise, with as many axes and taps.
         out_channels: K of both networks.
         total_steps: training steps of the whole run, for schedules.
         paraphrasers: trained (shallow, deep) paraphrasers, for the methods that compare paraphrased taps.
         preset: of graph_flow.
         settings: single settings of the method to change.
         inferer: how a network is run on a batch, for the teacher.
-        size: side of the slices, checked against what the discriminator needs.
+        size: side of the slices, checked against what the discriminator needs; sides of the patches of volumes.
         methods: several methods in place of `method`: name to weight, or to `{"weight", "start", "end", "ramp"}` (see
             `Schedule`) with settings of the method beside them. Terms of the same name get the method's before them.
+        teacher_taps: dotted names of two or more modules of the teacher to compare, shallow to deep; by default its
+            own `taps`.
+        student_taps: the same of the student.
 
     Raises:
-        InputError: an unknown name or setting, a method that makes no sense for segmentation, paraphrasers that are
-            missing or belong to other networks, slices too small for the discriminator.
+        InputError: an unknown name, setting or tap, a method that makes no sense for segmentation, paraphrasers that
+            are missing or belong to other networks, slices too small for the discriminator, a network of images with
+            one of volumes, or another number of taps of the student than of the teacher.
     """
     pair = Pair(
         teacher,
         student,
-        tuple(teacher.tap_channels),
-        tuple(student.tap_channels),
+        _tap_channels(teacher, teacher_taps),
+        _tap_channels(student, student_taps),
         out_channels,
         total_steps,
         paraphrasers,
-        size,
+        size if isinstance(size, int) else None,
+        _common_axes(teacher, student),
         **({} if inferer is None else {"inferer": inferer}),
     )
+    _check_tap_count(pair)
     if methods and settings:
         raise InputError("--settings belong to a single --method; with --methods give them beside the weight")
     wanted = {str(name): parse_schedule(entry) for name, entry in (methods or {}).items()} or {
@@ -82,7 +91,38 @@ def build_distiller(
             terms |= module.weights.keys()
             part = part if part not in built else f"{name}_{part}"
             built[part], schedules[part] = module, schedule
-    return Distiller(teacher, student, built, inferer=inferer, schedules=schedules, total_steps=total_steps)
+    return Distiller(
+        teacher,
+        student,
+        built,
+        teacher_taps,
+        student_taps,
+        inferer=inferer,
+        schedules=schedules,
+        total_steps=total_steps,
+    )
+
+
+def _tap_channels(network: nn.Module, taps: Sequence[str] | None) -> tuple[int, ...]:
+    """Return the channels of the named taps, or of the network's own."""
+    return tuple(network.tap_channels) if taps is None else check_taps(network, taps, feature_maps(network))
+
+
+def _common_axes(teacher: nn.Module, student: nn.Module) -> int:
+    axes, own = (getattr(network, "spatial_dims", 2) for network in (teacher, student))
+    if axes != own:
+        kinds = {2: "images", 3: "volumes"}
+        raise InputError(f"the teacher is for {kinds[axes]}, the student for {kinds[own]}; choose two of a kind")
+    return axes
+
+
+def _check_tap_count(pair: Pair) -> None:
+    of_teacher, of_student = len(pair.teacher_channels), len(pair.student_channels)
+    if of_teacher != of_student:
+        raise InputError(
+            f"the teacher has {of_teacher} taps, the student {of_student}; name as many with teacher_taps and "
+            "student_taps"
+        )
 
 
 def build_method(name: str, pair: Pair, settings: Mapping[str, Any] | None = None) -> dict[str, DistillationMethod]:

@@ -6,17 +6,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.distillation.ab import ActivationBoundaries
+from pipeline.distillation.afd import AttentiveFeatures
 from pipeline.distillation.at import AttentionTransfer
+from pipeline.distillation.bss import BoundarySamples
+from pipeline.distillation.cc import CorrelationCongruence
 from pipeline.distillation.coco import build_coco
+from pipeline.distillation.crd import ContrastiveRepresentation
+from pipeline.distillation.dml import MutualLearning
+from pipeline.distillation.emkd import EfficientMedical
 from pipeline.distillation.fitnet import FitNet
 from pipeline.distillation.fsp import FlowOfSolution
 from pipeline.distillation.ft import FactorTransfer
 from pipeline.distillation.graph_flow_preset import build_graph_flow
+from pipeline.distillation.ifvd import IntraClassVariation
+from pipeline.distillation.irg import RelationshipGraph
 from pipeline.distillation.logits import LogitsDistillation
+from pipeline.distillation.logits_mse import LogitsMatching
+from pipeline.distillation.lwm import LearningWithoutMemorizing
 from pipeline.distillation.method import Pair
 from pipeline.distillation.nst import NeuronSelectivity
+from pipeline.distillation.ofd import FeatureOverhaul
 from pipeline.distillation.pkt import ProbabilisticTransfer
+from pipeline.distillation.rkd import RelationalDistillation
 from pipeline.distillation.skd import build_skd
+from pipeline.distillation.sobolev import SobolevTraining
 from pipeline.distillation.sp import SimilarityPreserving
 from pipeline.distillation.vid import VariationalInformation
 
@@ -37,9 +51,23 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ft": FactorTransfer,
     "vid": VariationalInformation,
     "skd": build_skd,
+    "ifvd": IntraClassVariation,
+    "emkd": EfficientMedical,
     "nst": NeuronSelectivity,
     "pkt": ProbabilisticTransfer,
+    "rkd": RelationalDistillation,
+    "cc": CorrelationCongruence,
+    "irg": RelationshipGraph,
     "sp": SimilarityPreserving,
+    "crd": ContrastiveRepresentation,
+    "ab": ActivationBoundaries,
+    "ofd": FeatureOverhaul,
+    "afd": AttentiveFeatures,
+    "logits": LogitsMatching,
+    "dml": MutualLearning,
+    "sobolev": SobolevTraining,
+    "lwm": LearningWithoutMemorizing,
+    "bss": BoundarySamples,
 }
 UNSUITED: dict[str, str] = {}
 # Methods that compare the teacher's taps after its paraphrasers, where those are given.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Tapped
+from pipeline.distillation.method import DistillationMethod, Tapped, of_all_processes
 from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
 
@@ -80,7 +80,8 @@ class Distiller(nn.Module):
         terms: dict[str, torch.Tensor] = {}
         with torch.autocast(images.device.type, enabled=False):  # squares and exponentials overflow half precision
             for method in self._running().values():
-                terms.update(method.named_terms(student, teacher, labels))
+                views = (student, teacher, labels)
+                terms.update(method.named_terms(*(map(of_all_processes, views) if method.whole_batch else views)))
         self._views = (student.detach(), teacher)
         return terms
 

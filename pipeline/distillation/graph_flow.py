@@ -5,7 +5,7 @@ Zou et al., "Graph Flow: Cross-layer Graph Flow Distillation for Dual Efficient 
 2022, arXiv 2203.08667. The authors' loss file is not public; the formula is the best fit to the published weights,
 ablation and figures:
 
-    v_k   = the p x p window of channel k around its maximum                         (salience graph, vertices)
+    v_k   = the p x p window (p x p x p of volumes) of channel k around its maximum  (salience graph, vertices)
     E     = V V^T                                                                    (salience graph, edges)
     dV    = V_deep - V_shallow,  dE = E_deep - E_shallow                             (variation graph)
     L_V   = || dV_student - dV_teacher ||^2,  L_E = || dE_student - dE_teacher ||^2
@@ -29,36 +29,44 @@ NODE_NORMS = ("none", "l2")
 
 
 class Graph(NamedTuple):
-    """A complete graph with one node per channel: vertices (B, C, p*p) and edges (B, C, C), at least float32."""
+    """A complete graph with one node per channel: vertices (B, C, windows' places) and edges (B, C, C)."""
 
     vertices: torch.Tensor
     edges: torch.Tensor
 
 
 def salient_windows(features: torch.Tensor, patch: int) -> torch.Tensor:
-    """Return the patch x patch window of each channel around its maximum, zero outside the map.
+    """Return the window of each channel around its maximum, `patch` places along each axis, zero outside the map.
 
     Args:
-        features: (B, C, H, W); the position of the maximum is not differentiated, the values in the window are.
+        features: (B, C, H, W) or (B, C, D, H, W); the position of the maximum is not differentiated, the values in the
+            window are.
         patch: odd side of the window.
 
     Returns:
-        (B, C, patch * patch), float32 (float64 stays).
+        (B, C, patch * patch) or (B, C, patch * patch * patch), float32 (float64 stays).
     """
-    height, width = features.shape[-2:]
+    sides = features.shape[2:]
     flat = features.flatten(2)
     position = flat.detach().argmax(dim=-1, keepdim=True)
     reach = torch.arange(patch, device=features.device) - patch // 2
-    rows = position.div(width, rounding_mode="floor") + reach.repeat_interleave(patch)
-    columns = position % width + reach.repeat(patch)
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # Reading a clamped place and masking it spares a padded copy of the whole feature map.
-    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    offsets = torch.cartesian_prod(*[reach] * len(sides)).unbind(1)  # one tensor per axis, the last runs fastest
+    centres, inner = [], position
+    for side in reversed(sides):
+        centres.append(inner % side)
+        inner = inner.div(side, rounding_mode="floor")
+    inside: torch.Tensor | bool = True
+    index = torch.zeros_like(position)
+    for side, centre, offset in zip(sides, reversed(centres), offsets, strict=True):
+        place = centre + offset
+        inside = inside & (place >= 0) & (place < side)
+        # Reading a clamped place and masking it spares a padded copy of the whole feature map.
+        index = index * side + place.clamp(0, side - 1)
     return at_least_float32(flat.gather(2, index)) * inside
 
 
 def salience_graph(features: torch.Tensor, patch: int = 3, edge: str = "dot", node_norm: str = "none") -> Graph:
-    """Return the salience graph of a feature map (B, C, H, W): one node per channel, an edge between any two."""
+    """Return the salience graph of a feature map (B, C, ...): one node per channel, an edge between any two."""
     vertices = salient_windows(features, patch)
     unit = F.normalize(vertices, dim=-1) if edge == "cosine" or node_norm == "l2" else vertices
     ends = unit if edge == "cosine" else vertices
@@ -102,8 +110,8 @@ class GraphFlowLoss(nn.Module):
         """Return the vertices loss and the edges loss, float32 scalars; no gradient reaches `teacher`.
 
         Args:
-            student: shallow and deep feature map, each (B, C, h, w).
-            teacher: the same of the teacher, after its paraphrasers; equal B and C, any h and w.
+            student: shallow and deep feature map, each (B, C, h, w) or (B, C, d, h, w).
+            teacher: the same of the teacher, after its paraphrasers; equal B and C, any spatial size.
 
         Raises:
             ValueError: batch or channel counts differ (a variation graph has one node per channel).
@@ -144,7 +152,7 @@ class GraphFlow(DistillationMethod):
         self, loss: GraphFlowLoss, paraphrasers: tuple[nn.Module, nn.Module] | None, vertices: float, edges: float
     ) -> None:
         super().__init__({"vertices": vertices, "edges": edges})
-        self.loss = loss
+        self.loss, self.whole_batch = loss, loss.reduction == "sum"
         self.paraphrasers = FrozenParaphrasers(paraphrasers)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

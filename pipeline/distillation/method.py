@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
+from pipeline.whole_batch import whole_batch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,6 +40,14 @@ class Tapped:
     def full_precision(self) -> Tapped:
         """Return the same view with half precision turned into float32."""
         return Tapped(tuple(map(at_least_float32, self.features)), at_least_float32(self.logits), self.images)
+
+
+def of_all_processes(part: Any) -> Any:
+    """Return a view or a tensor (B, ...) of the batch of all processes from that of this one; collective."""
+    if isinstance(part, Tapped):
+        images = None if part.images is None else whole_batch(part.images)
+        return Tapped(tuple(map(whole_batch, part.features)), whole_batch(part.logits), images)
+    return whole_batch(part)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,13 @@ class DistillationMethod(nn.Module):
     `Distiller` calls it outside autocast with views in float32, the teacher's without a graph, and applies `weights` to
     the terms that come back. Parts that learn beside the student (adapters) belong to `adapter_parameters` and are
     trained by its optimizer; parts that it must not touch (a discriminator) are updated in `after_step`.
+
+    Several processes each call it on their share of the batch and average what comes of it. That is one process's step
+    where terms are means over images; a method that relates images or sums over them says `whole_batch = True`, and
+    each process then calls it on the batch of all.
     """
+
+    whole_batch: bool = False
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()

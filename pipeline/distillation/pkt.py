@@ -56,6 +56,8 @@ class ProbabilisticTransfer(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
+    whole_batch = True
+
     def __init__(self, pair: Pair, *, weight: float = 10.0, grid: int = 4) -> None:
         super().__init__({"pkt": weight})
         self.grid = check_whole("pkt", "grid", grid, 1)

@@ -52,6 +52,8 @@ class SimilarityPreserving(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
+    whole_batch = True
+
     def __init__(self, pair: Pair, *, weight: float = 1.0, grid: int = 4) -> None:
         super().__init__({"sp": weight})
         self.grid = check_whole("sp", "grid", grid, 1)

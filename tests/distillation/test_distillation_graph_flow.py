@@ -25,6 +25,14 @@ def test_window_is_cut_around_the_maximum_and_zero_outside():
     assert salient_windows(features, 3).tolist() == [[[10, 11, 0, 14, 15, 0, 0, 0, 0]]]
 
 
+def test_window_of_a_volume_is_cut_around_the_maximum_and_zero_outside():
+    features = torch.arange(27.0).reshape(1, 1, 3, 3, 3)
+    features[0, 0, 0, 1, 2] = 99  # what lies around: one plane towards the next, all rows, one column before
+    assert salient_windows(features, 3).tolist() == [
+        [[0] * 9 + [1, 2, 0, 4, 99, 0, 7, 8, 0] + [10, 11, 0, 13, 14, 0, 16, 17, 0]]
+    ]
+
+
 def test_first_of_equal_maxima_is_taken_and_each_channel_has_its_own():
     features = torch.zeros(1, 2, 3, 3)
     features[0, 1, 1, 1] = 2

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same battery for every method: it trains a student on phantoms, logs its terms by name, and can be resumed."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.distillation import METHODS, UNSUITED, build_distiller
+from pipeline.errors import InputError
+from pipeline.networks import Paraphraser, build_network
+from pipeline.training import trained_parameters
+
+CLASSES, SIZE = 3, 64
+LINEAGE = (
+    "graph_flow coco kd at fitnet fsp ft vid skd ifvd emkd nst pkt sp rkd ab ofd afd cc irg dml logits sobolev bss "
+    "lwm crd"
+)
+
+
+def phantoms(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images (B, 1, 64, 64) of a bright and a dark disc in noise, and their labels (B, 1, 64, 64)."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    labels = np.zeros((count, 1, SIZE, SIZE), np.int64)
+    for label in labels:
+        for value, radius in ((1, 12), (2, 8)):
+            row, column = random.uniform(14, SIZE - 14, 2)
+            label[0][(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = value
+    images = np.array([0.4, 0.8, 0.1])[labels] + random.normal(0, 0.05, labels.shape)
+    return torch.from_numpy(images.clip(0, 1)).float(), torch.from_numpy(labels)
+
+
+def pair_for(name: str, **options):
+    """Return a student of 24 channels, a teacher of 64, and the distiller of one method between them."""
+    torch.manual_seed(0)
+    teacher, student = build_network("erfnet", 1, CLASSES), build_network("mobile_unet", 1, CLASSES)
+    paraphrasers = tuple(Paraphraser(64, 24).eval() for _ in range(2))
+    distiller = build_distiller(name, teacher, student, CLASSES, 10, paraphrasers, size=SIZE, **options)
+    return student, distiller.train()
+
+
+def step(student, distiller, optimizer, images, labels) -> dict[str, torch.Tensor]:
+    """Take one step on a method's own loss; return its terms."""
+    student.train()
+    terms = distiller(images, labels, student(images))
+    optimizer.zero_grad()
+    total = distiller.total(terms)
+    total.backward()
+    optimizer.step()
+    return {**terms, **distiller.after_step(), "total": total}
+
+
+def test_every_method_of_the_lineage_has_a_name_or_a_reason():
+    assert set(LINEAGE.split()) == set(METHODS) | set(UNSUITED)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_few_steps_lower_the_methods_own_loss(name):
+    images, labels = phantoms(2)
+    student, distiller = pair_for(name)
+    optimizer = torch.optim.Adam(trained_parameters(student, distiller), lr=2e-3)
+    totals = []
+    for _ in range(6):
+        terms = step(student, distiller, optimizer, images, labels)
+        assert all(torch.isfinite(term) for term in terms.values())
+        assert set(distiller.weights) <= set(terms)
+        totals.append(float(terms["total"].detach()))
+    assert min(totals[-2:]) < totals[0], totals
+    assert all(parameter.grad is None for parameter in distiller.teacher.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_networks_give_finite_float32_terms(name):
+    images, labels = phantoms(2)
+    student, distiller = pair_for(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = distiller(images, labels, student(images))
+    for term in terms.values():
+        assert term.dtype == torch.float32
+        assert torch.isfinite(term)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_method_goes_on_as_if_it_had_never_stopped(name):
+    images, labels = phantoms(2)
+    student, distiller = pair_for(name)
+    optimizer = torch.optim.Adam(trained_parameters(student, distiller), lr=1e-3)
+    step(student, distiller, optimizer, images, labels)
+    saved = copy.deepcopy([student.state_dict(), distiller.training_state(), optimizer.state_dict()])
+    after = []
+    for resumed in (False, True):
+        if resumed:
+            student, distiller = pair_for(name)
+            optimizer = torch.optim.Adam(trained_parameters(student, distiller), lr=1e-3)
+            for part, state in zip((student, optimizer), (saved[0], saved[2]), strict=True):
+                part.load_state_dict(state)
+            distiller.load_training_state(saved[1])
+        torch.manual_seed(1)
+        after.append(step(student, distiller, optimizer, images, labels))
+        after[-1] |= {key: value.clone() for key, value in student.state_dict().items()}
+    assert all(torch.equal(after[0][key], after[1][key]) for key in after[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_setting_that_no_method_has_is_refused(name):
+    with pytest.raises(InputError, match="no setting 'warmth'"):
+        pair_for(name, settings={"warmth": 1})
+
+
+NO_ADVERSARY = {"graph_flow": {"adversarial": 0}, "coco": {"adversarial": 0}, "skd": {"holistic": 0}}
+
+
+def volumes_for(name: str, teacher_filters: int = 8, **options):
+    """Return a narrow SegResNet for volumes and the distiller of one method between it and a wider one."""
+    torch.manual_seed(0)
+    shape = {"spatial_dims": 3, "blocks_down": (1, 1, 1), "blocks_up": (1, 1), "norm": ("GROUP", {"num_groups": 4})}
+    teacher, student = (
+        build_network("monai.networks.nets.SegResNet", 1, CLASSES, init_filters=filters, **shape)
+        for filters in (teacher_filters, 4)
+    )
+    paraphrasers = tuple(
+        Paraphraser(*channels, spatial_dims=3).eval()
+        for channels in zip(teacher.tap_channels, student.tap_channels, strict=True)
+    )
+    options = {"settings": NO_ADVERSARY.get(name), "size": (16, 16, 8), **options}
+    return student, build_distiller(name, teacher, student, CLASSES, 10, paraphrasers, **options).train()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_teaches_networks_of_volumes(name):
+    images = torch.rand(2, 1, 16, 16, 8, generator=torch.Generator().manual_seed(0))
+    student, distiller = volumes_for(name)
+    optimizer = torch.optim.SGD(trained_parameters(student, distiller), lr=1e-3)
+    terms = step(student, distiller, optimizer, images, (3 * images).long().clamp(max=2))
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert set(distiller.weights) <= set(terms)
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+    trained = [parameter for parameter in distiller.adapter_parameters() if parameter.grad is not None]
+    assert bool(trained) == bool(distiller.adapter_parameters())
+
+
+@pytest.mark.parametrize("name", NO_ADVERSARY)
+def test_adversary_judges_no_volumes(name):
+    with pytest.raises(InputError, match="judges slices, not volumes: pass --settings"):
+        volumes_for(name, settings={})
+
+
+def test_taps_by_name_replace_those_of_the_networks():
+    taps = {"teacher_taps": ["down_layers.1", "up_layers.1"], "student_taps": ["down_layers.1", "up_layers.1"]}
+    student, distiller = volumes_for("fitnet", **taps)
+    images = torch.rand(1, 1, 16, 16, 8)
+    distiller(images, images.long(), student(images))
+    student_view, teacher_view = distiller._views
+    assert [tuple(tap.shape[1:]) for tap in student_view.features] == [(8, 8, 8, 4), (4, 16, 16, 8)]
+    assert [tap.shape[1] for tap in teacher_view.features] == [16, 8]
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ({"teacher_taps": ["down_layers.1", "up_layer"]}, r"no module 'up_layer'; the nearest maps are up_.*channels"),
+        ({"student_taps": ["down_layers.1", "down_layers.2", "up_layers.0"]}, "teacher has 2 taps, the student 3"),
+    ],
+)
+def test_taps_that_cannot_be_compared_are_refused(taps, message):
+    with pytest.raises(InputError, match=message):
+        volumes_for("kd", **taps)
+
+
+def test_images_and_volumes_are_not_compared():
+    with pytest.raises(InputError, match="the teacher is for volumes, the student for images"):
+        build_distiller("kd", volumes_for("kd")[0], build_network("enet", 1, CLASSES), CLASSES, 10)
