@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+import torch
+
+from pipeline.errors import InputError, disk_error_behind
+
+_UNFINISHED = re.compile(r"\.\d+\..+")  # what `replace_when_complete` calls a file in the making
 
 
 @contextmanager
@@ -18,7 +23,8 @@ def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success sync it and rename it to `path`, else remove it.
 
     The temporary name keeps the suffixes of `path` (writers choose the format by them) and begins with a dot and the
-    process id, so that two processes never share one. Raises `InputError` when the folder cannot be written.
+    process id, so that two processes never share one. Raises `InputError` when the folder cannot be written or the
+    disk is full; a file that stood at `path` is then as it was.
     """
     final = Path(path)
     temporary = final.with_name(f".{os.getpid()}.{final.name}")
@@ -32,6 +38,12 @@ def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, final)
+    except Exception as error:
+        disk = disk_error_behind(error)
+        if disk is None:
+            raise
+        kept = "the one there before is intact; " if final.exists() else ""
+        raise InputError(f"cannot write {final}: {disk.strerror}; {kept}free space, then start again") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,3 +52,19 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN and infinities are refused, since JSON has no word for them."""
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` with `torch.save`, atomically.
+
+    Torch gets an open file: given a path, it hides why the disk refused, and puts the file's name into the file.
+    """
+    with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed while it wrote left in `folder`; no other process may be writing there."""
+    for path in Path(folder).glob(".*"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)

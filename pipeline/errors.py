@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn
 
 BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+# What a disk says that is full, over quota, limited, read-only, broken, or gone from the network.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE})
 
 
 class InputError(ValueError):
@@ -20,41 +25,69 @@ class InputError(ValueError):
 
 def input_error_behind(error: BaseException | None) -> InputError | None:
     """Return the `InputError` in the chain of causes of `error`, or None (MONAI and ignite wrap what they catch)."""
+    return next((cause for cause in _chain(error) if isinstance(cause, InputError)), None)
+
+
+def disk_error_behind(error: BaseException | None) -> OSError | None:
+    """Return what a full, read-only or failing disk said in the chain of causes of `error`, or None."""
+    causes = (cause for cause in _chain(error) if isinstance(cause, OSError))
+    return next((cause for cause in causes if cause.errno in _DISK_ERRORS), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, InputError):
-            return error
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
 
 
 def report_input_errors() -> None:
     """Make an uncaught `InputError` one line on stderr and exit code 2, for programs whose `main` is not ours.
 
     `python -m monai.bundle run` wraps every failure of a config in its own errors; the bundles' `initialize` calls
-    this, and the first line that a user reads is then the cause.
+    this, and the first line that a user reads is then the cause. Likewise for a disk that cannot be written (exit
+    code 2) and for Ctrl-C (130).
     """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Print the cause in one line and exit; leave a defect to the hook before."""
-        cause = input_error_behind(error)
-        if cause is None:
+        code = _report(error)
+        if code is None:
             previous(kind, error, trace)
             return
-        print(f"error: {cause}", file=sys.stderr)
-        sys.stderr.flush()
-        raise SystemExit(BAD_INPUT)
+        raise SystemExit(code)
 
     sys.excepthook = hook
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` and exit with its code; an `InputError` becomes one line on stderr and exit code 2."""
+    """Run a command's `main` and exit with its code; what `report_input_errors` names becomes one line likewise."""
     try:
         code = main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = BAD_INPUT
+    except (Exception, KeyboardInterrupt) as error:
+        reported = _report(error)
+        if reported is None:
+            raise
+        code = reported
     raise SystemExit(code)
+
+
+def _report(error: BaseException) -> int | None:
+    """Print the line of an error that the user can mend and return its exit code; return None for a defect."""
+    cause = input_error_behind(error)
+    disk = disk_error_behind(error)
+    if isinstance(error, KeyboardInterrupt):
+        line, code = "stopped by Ctrl-C", INTERRUPTED
+    elif cause is not None:
+        line, code = str(cause), BAD_INPUT
+    elif disk is not None:
+        where = f"cannot use {disk.filename}" if disk.filename else "cannot write"
+        line, code = f"{where}: {disk.strerror}; free space or mend the disk, then start again", BAD_INPUT
+    else:
+        return None
+    print(f"error: {line}", file=sys.stderr)
+    sys.stderr.flush()
+    return code

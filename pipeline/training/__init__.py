@@ -2,6 +2,7 @@
 """Training: the trainer, its losses, what it saves and the folder of a run."""
 
 from pipeline.training.checkpoints import BestModelSaver, TrainingStateSaver
+from pipeline.training.interruption import Stopped
 from pipeline.training.losses import segmentation_loss
 from pipeline.training.paraphrasing import (
     ReconstructionLoss,
@@ -13,6 +14,8 @@ from pipeline.training.paraphrasing import (
 )
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import check_run_folder, record_run
+from pipeline.training.sampler import ResumableSampler
+from pipeline.training.schedule import OptimizerStepSchedule, optimizer_steps
 from pipeline.training.trainer import DistillationTrainer, autocast_dtype, trained_parameters
 from pipeline.training.validation import IntervalAndLastValidation
 
@@ -20,14 +23,18 @@ __all__ = [
     "BestModelSaver",
     "DistillationTrainer",
     "IntervalAndLastValidation",
+    "OptimizerStepSchedule",
     "Progress",
     "ReconstructionLoss",
+    "ResumableSampler",
+    "Stopped",
     "TeacherReconstruction",
     "TrainingStateSaver",
     "autocast_dtype",
     "check_run_folder",
     "finish_paraphrasers",
     "load_paraphrasers",
+    "optimizer_steps",
     "record_run",
     "save_paraphrasers",
     "segmentation_loss",

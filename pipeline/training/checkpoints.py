@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from pipeline import distributed
-from pipeline.atomic import replace_when_complete
+from pipeline.atomic import write_tensors
 from pipeline.data import BatchAugmentation, Dataset
 from pipeline.errors import InputError
 from pipeline.networks import save_model, unwrapped
+from pipeline.training.interruption import Stopped, StopSignals
+from pipeline.training.sampler import ResumableSampler
 
 logger = logging.getLogger(__name__)
 STATE_FILE, MODEL_FILE = "last.pt", "model.pt"
@@ -75,15 +78,20 @@ class BestModelSaver:
 class TrainingStateSaver:
     """Trainer handler that writes the whole state of a run after every epoch and takes it up again on resume.
 
-    The file holds the network, optimizer, schedule, gradient scaler, the distiller's own parts, augmentation, random
-    states, the position of the run and the best validation metric: as tensors and primitives, loadable with
-    `weights_only=True`. A resumed run goes on as if it had never stopped.
+    The file holds the network, optimizer, schedule, gradient scaler, the distiller's own parts, the position of the
+    run, the best validation metric, and of each process augmentation and random states: as tensors and primitives,
+    loadable with `weights_only=True`. A resumed run goes on as if it had never stopped.
+
+    SIGTERM and SIGINT are obeyed at the end of the iteration, in training or in validation: the state is saved there
+    and the run ends with `Stopped` (exit code 143 or 130). All processes of a run stop at the same iteration. Amid an
+    epoch that needs a `ResumableSampler`; with another sampler the state after the last epoch stays, and the epoch is
+    done again on resume.
 
     Args:
         path: the file to write and to resume from.
         lr_scheduler: the schedule of the trainer's optimizer.
         evaluator: the validation engine whose best metric is kept, or None.
-        resume: take up the state of `path` when the trainer's `run` begins.
+        resume: True takes up the state of `path` when the trainer's `run` begins, "auto" does if there is one.
         interval: epochs between two writes; the last epoch is always written.
         recipe: settings, as primitives, that a resumed run must share with the one that wrote the state.
     """
@@ -93,38 +101,89 @@ class TrainingStateSaver:
         path: str | os.PathLike[str],
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         evaluator: Engine | None = None,
-        resume: bool = False,
+        resume: bool | str = False,
         interval: int = 1,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.lr_scheduler, self.evaluator = Path(path), lr_scheduler, evaluator
         self.resume, self.interval, self.recipe = resume, interval, dict(recipe or {})
+        self._signals, self._before_validation = StopSignals(), None
 
     def attach(self, engine: Engine) -> None:
-        """Save after epochs; resume when the trainer's `run` begins.
+        """Begin when the trainer's `run` does.
 
         MONAI attaches handlers while the trainer is still being built: it has no network yet to take up a state.
         """
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-        if self.resume:
-            engine.before_run.append(self.load)
+        engine.before_run.append(self._begin)
 
-    def _save(self, engine: Engine) -> None:
-        last = engine.state.epoch == engine.state.max_epochs
-        if (engine.state.epoch % self.interval and not last) or not distributed.is_main():
-            return
-        with replace_when_complete(self.path) as temporary:
-            torch.save(self._collect(engine), temporary)
+    def _begin(self, trainer: Any) -> None:
+        # Attached only now, these come after all other handlers: the schedule has stepped, the epoch is validated.
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        if self.evaluator is not None and distributed.ranks() == 1:  # several may validate unequal numbers of cases
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._during_validation, trainer)
+        self._signals.catch()
+        trainer.after_run.append(self._end)
+        if resumes(self.resume, self.path):
+            self.load(trainer)
 
-    def _collect(self, trainer: Any) -> dict[str, Any]:
+    def _end(self, trainer: Any) -> None:
+        self._signals.release()
+        self._silence(trainer, False)
+
+    def _after_iteration(self, trainer: Any) -> None:
+        if trainer.state.iteration == trainer.state.epoch * trainer.state.epoch_length:
+            self._before_validation = _own_state(trainer)
+        if number := self._signals.received():
+            self._stop(trainer, number, _own_state(trainer))
+
+    def _during_validation(self, _: Engine, trainer: Any) -> None:
+        if number := self._signals.received():
+            self._stop(trainer, number, self._before_validation)
+
+    def _after_epoch(self, trainer: Any) -> None:
+        number, last = self._signals.received(), trainer.state.epoch == trainer.state.max_epochs
+        if number or last or trainer.state.epoch % self.interval == 0:
+            self._save(trainer, trainer.state.epoch, _own_state(trainer))
+        if number:
+            self._leave(trainer, number, f"after epoch {trainer.state.epoch}")
+
+    def _stop(self, trainer: Any, number: int, own: Mapping[str, Any]) -> None:
+        """Save amid an epoch, or at its end but before it is validated, and leave."""
+        whole = trainer.state.iteration == trainer.state.epoch * trainer.state.epoch_length
+        if whole or isinstance(trainer.data_loader.sampler, ResumableSampler):
+            self._save(trainer, trainer.state.epoch - 1, own)
+        self._leave(trainer, number, f"in epoch {trainer.state.epoch}, after iteration {trainer.state.iteration}")
+
+    def _leave(self, trainer: Any, number: int, where: str) -> None:
+        distributed.largest(0)  # nobody leaves before the state is written: torchrun would end the writer
+        if distributed.is_main():
+            logger.warning(
+                "stopped by %s %s: go on with the same command and --resume True", signal.Signals(number).name, where
+            )
+        self._silence(trainer, True)
+        raise Stopped(number)
+
+    def _silence(self, trainer: Any, silent: bool) -> None:
+        """Keep the engines from calling it an error that they are stopped."""
+        for engine in filter(None, (trainer, self.evaluator)):
+            engine.logger.disabled = silent
+
+    def _save(self, trainer: Any, epochs: int, own: Mapping[str, Any]) -> None:
+        """Write the state of a run that has done and validated `epochs` epochs; collective."""
+        states = distributed.gathered(own)
+        if distributed.is_main():
+            write_tensors(self.path, {**self._collect(trainer, epochs), "processes": states})
+
+    def _collect(self, trainer: Any, epochs: int) -> dict[str, Any]:
         state: dict[str, Any] = {
             "position": {
-                "epoch": trainer.state.epoch,
+                "epoch": epochs,
                 "iteration": trainer.state.iteration,
                 "epoch_length": trainer.state.epoch_length,
             },
-            "random": random_state(),
             "recipe": self.recipe,
+            "gradients": [parameter.grad for parameter in _accumulating(trainer)],
         }
         state.update({name: part.state_dict() for name, part in self._parts(trainer).items()})
         if trainer.distiller is not None:
@@ -135,22 +194,40 @@ class TrainingStateSaver:
         return state
 
     def _parts(self, trainer: Any) -> dict[str, Any]:
-        parts = {
+        return {
             "network": unwrapped(trainer.network),
             "optimizer": trainer.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "grad_scaler": trainer.grad_scaler,
         }
-        if isinstance(trainer.augmentation, BatchAugmentation):
-            parts["augmentation"] = trainer.augmentation
-        return parts
 
     def load(self, trainer: Any) -> None:
-        """Take up the state in `path`.
+        """Take up the state in `path`; validate first, if the run was stopped between an epoch and its validation.
 
         Raises:
             InputError: the file is missing, unreadable, or the state of a run with other networks or settings.
         """
+        state = self._read(trainer)
+        try:
+            for name, part in self._parts(trainer).items():
+                part.load_state_dict(state[name])
+            if trainer.distiller is not None:
+                trainer.distiller.load_training_state(state["distiller"])
+            own = state["processes"][distributed.rank()]
+            if _has_state(trainer.augmentation):
+                trainer.augmentation.load_state_dict(own["augmentation"])
+        except InputError:
+            raise
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.path} belongs to a run with another network or method; resume with the same"
+            ) from error
+        if self.evaluator is not None and "best" in state:
+            self.evaluator.state.best_metric = state["best"]["metric"]
+            self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
+        self._take_position(trainer, state, own)
+
+    def _read(self, trainer: Any) -> dict[str, Any]:
         if not self.path.is_file():
             raise InputError(f"nothing to resume: {self.path} does not exist; start without --resume")
         try:
@@ -158,31 +235,49 @@ class TrainingStateSaver:
         except Exception as error:  # torch raises many kinds for a file that is not its own
             raise InputError(f"{self.path} cannot be read as a training state; start the run anew") from error
         self._check_recipe(state)
-        if state["position"]["epoch_length"] != trainer.state.epoch_length:
+        then, now = state["position"]["epoch_length"], trainer.state.epoch_length
+        if then != now:
             raise InputError(
-                f"{self.path} is of a run of {state['position']['epoch_length']} iterations an epoch, this one has "
-                f"{trainer.state.epoch_length}: resume with the same dataset and batch size"
+                f"{self.path} is of a run of {then} iterations an epoch, this one has {now}: resume with the same "
+                "dataset and batch size"
             )
-        try:
-            for name, part in self._parts(trainer).items():
-                part.load_state_dict(state[name])
-            if trainer.distiller is not None:
-                trainer.distiller.load_training_state(state["distiller"])
-        except InputError:
-            raise
-        except (KeyError, RuntimeError, ValueError) as error:
+        if len(state["processes"]) != distributed.ranks():
             raise InputError(
-                f"{self.path} belongs to a run with another network or method; resume with the same"
-            ) from error
-        trainer.state.epoch, trainer.state.iteration = state["position"]["epoch"], state["position"]["iteration"]
-        if self.evaluator is not None and "best" in state:
-            self.evaluator.state.best_metric = state["best"]["metric"]
-            self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
-        restore_random_state(state["random"])
-        logger.info("resumed from %s after epoch %d", self.path, trainer.state.epoch)
+                f"{self.path} is of a run of {len(state['processes'])} processes, this one has {distributed.ranks()}: "
+                "resume with as many"
+            )
+        return state
+
+    def _take_position(self, trainer: Any, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        epochs, iteration, length = (state["position"][name] for name in ("epoch", "iteration", "epoch_length"))
+        seen = iteration - epochs * length
+        trainer.state.epoch, trainer.state.iteration = epochs, iteration
+        restore_random_state(own["random"])
+        for parameter, gradient in zip(_accumulating(trainer), state["gradients"], strict=True):
+            parameter.grad = gradient
+        logger.info("resumed from %s after epoch %d, iteration %d", self.path, epochs, iteration)
+        if seen == length:
+            trainer.state.epoch = epochs + 1
+            self._before_validation = own
+            trainer.fire_event(Events.EPOCH_COMPLETED)
+        elif seen:
+            self._go_on_amid_an_epoch(trainer, seen, own)
+
+    def _go_on_amid_an_epoch(self, trainer: Any, seen: int, own: Mapping[str, Any]) -> None:
+        loader = trainer.data_loader
+        if not isinstance(loader.sampler, ResumableSampler):
+            raise InputError(f"{self.path} was saved amid an epoch: resume with a ResumableSampler in the loader")
+        loader.sampler.leave_out(seen * loader.batch_size)
+
+        def restore(_: Engine) -> None:
+            """Undo what the loader has drawn when it was opened: the stopped run had drawn that long before."""
+            restore_random_state(own["random"])
+            opened.remove()
+
+        opened = trainer.add_event_handler(Events.GET_BATCH_STARTED, restore)
 
     def _check_recipe(self, state: Any) -> None:
-        if not isinstance(state, dict) or not {"position", "recipe", "random"} <= state.keys():
+        if not isinstance(state, dict) or not {"position", "recipe", "processes"} <= state.keys():
             raise InputError(f"{self.path} is not a training state; start the run anew")
         if state["recipe"] == self.recipe:
             return
@@ -193,6 +288,36 @@ class TrainingStateSaver:
             if state["recipe"].get(name) != self.recipe.get(name)
         ]
         raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
+
+
+def resumes(resume: bool | str, path: str | os.PathLike[str]) -> bool:
+    """Return whether a run goes on with the state in `path`: True, False, or "auto" (if there is one).
+
+    Raises:
+        InputError: another value.
+    """
+    if not (isinstance(resume, bool) or resume == "auto"):
+        raise InputError(f"--resume is {resume!r}; give True, False or auto")
+    return Path(path).exists() if resume == "auto" else resume
+
+
+def _own_state(trainer: Any) -> dict[str, Any]:
+    """Return what each process of a run has for itself."""
+    state = {"random": random_state()}
+    if _has_state(trainer.augmentation):
+        state["augmentation"] = trainer.augmentation.state_dict()
+    return state
+
+
+def _has_state(augmentation: Any) -> bool:
+    return isinstance(augmentation, BatchAugmentation)
+
+
+def _accumulating(trainer: Any) -> list[nn.Parameter]:
+    """Return the parameters whose gradients wait for further iterations: none where the optimizer has just stepped."""
+    if trainer.state.iteration % trainer.accumulation_steps == 0:
+        return []
+    return [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
 
 
 def random_state() -> dict[str, Any]:

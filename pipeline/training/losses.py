@@ -10,6 +10,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from pipeline.errors import InputError
+from pipeline.whole_batch import WholeBatchLoss
 
 
 class PixelCrossEntropy(nn.CrossEntropyLoss):
@@ -22,7 +23,7 @@ class PixelCrossEntropy(nn.CrossEntropyLoss):
 
 def _dice_ce() -> nn.Module:
     # Batch-wise Dice: most slices lack most organs, and a per-slice Dice of an absent organ is all or nothing.
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    return WholeBatchLoss(DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True))
 
 
 LOSSES: dict[str, Any] = {"ce": PixelCrossEntropy, "dice_ce": _dice_ce}

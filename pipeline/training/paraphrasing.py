@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import distributed
-from pipeline.atomic import replace_when_complete
+from pipeline.atomic import write_tensors
 from pipeline.data import SliceDataset
 from pipeline.distillation import FeatureTaps
 from pipeline.errors import InputError
@@ -43,7 +43,7 @@ class TeacherReconstruction(nn.Module):
     ) -> None:
         super().__init__()
         self.paraphrasers = nn.ModuleList(
-            Paraphraser(channels, factor)
+            Paraphraser(channels, factor, teacher.spatial_dims)
             for channels, factor in zip(teacher.tap_channels, factor_channels, strict=True)
         )
         # Kept out of the registered modules: its weights are neither trained nor saved here.
@@ -81,7 +81,7 @@ def unexplained_variance(network: TeacherReconstruction, images: Sequence[torch.
     for batch in images:
         for index, (reconstruction, tap) in enumerate(network(batch)):
             errors[index] += float((reconstruction - tap).square().sum())
-            totals[index] += float((tap - tap.mean(dim=(0, 2, 3), keepdim=True)).square().sum())
+            totals[index] += float((tap - tap.mean(dim=(0, *range(2, tap.ndim)), keepdim=True)).square().sum())
     return tuple(error / total if total else float("nan") for error, total in zip(errors, totals, strict=True))
 
 
@@ -91,10 +91,10 @@ def save_paraphrasers(path: str | os.PathLike[str], paraphrasers: Sequence[Parap
         "format": FORMAT,
         "teacher_sha256": teacher_sha256,
         "channels": [(paraphraser.in_channels, paraphraser.factor_channels) for paraphraser in paraphrasers],
+        "spatial_dims": paraphrasers[0].spatial_dims,
         "state_dicts": [paraphraser.state_dict() for paraphraser in paraphrasers],
     }
-    with replace_when_complete(path) as temporary:
-        torch.save(content, temporary)
+    write_tensors(path, content)
 
 
 def finish_paraphrasers(
@@ -138,7 +138,7 @@ def load_paraphrasers(
         raise InputError(f"{path} was trained on another teacher than the one given: {how}")
     paraphrasers = []
     for (channels, factor), state in zip(content["channels"], content["state_dicts"], strict=True):
-        paraphraser = Paraphraser(channels, factor)
+        paraphraser = Paraphraser(channels, factor, content.get("spatial_dims", 2))
         paraphraser.load_state_dict(state)
         paraphrasers.append(paraphraser.to(device).eval().requires_grad_(False))
     shallow, deep = paraphrasers

@@ -22,7 +22,7 @@ class Progress:
 
     def __init__(self, evaluator: Engine | None = None) -> None:
         self.evaluator = evaluator
-        self._loss_sum, self._iterations, self._started = 0.0, 0, 0.0
+        self._loss_sum, self._iterations, self._started = 0.0, 0, time.perf_counter()
 
     def attach(self, engine: Engine) -> None:
         """Show the bar and log after each epoch; attach after the validation handler."""
@@ -40,10 +40,9 @@ class Progress:
         self._iterations += 1
 
     def _log(self, engine: Engine) -> None:
-        parts = [
-            f"epoch {engine.state.epoch}/{engine.state.max_epochs}",
-            f"loss {float(self._loss_sum) / max(self._iterations, 1):.4f}",
-        ]
+        parts = [f"epoch {engine.state.epoch}/{engine.state.max_epochs}"]
+        if self._iterations:  # none where a resumed run had only this epoch's validation left
+            parts.append(f"loss {float(self._loss_sum) / self._iterations:.4f}")
         state = self.evaluator.state if self.evaluator is not None else None
         if state is not None and state.epoch == engine.state.epoch and state.key_metric_name in state.metrics:
             name = state.key_metric_name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One folder a run: refused when it holds another run, and a record of what was run."""
+"""One folder a run: refused when it holds or serves another run, and a record of what was run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,46 @@ import monai
 import torch
 
 from pipeline import __version__, distributed
-from pipeline.atomic import write_json
+from pipeline.atomic import remove_unfinished, write_json
 from pipeline.errors import InputError
-from pipeline.training.checkpoints import MODEL_FILE, STATE_FILE
+from pipeline.folder_lock import lock_folder, unlock_folder
+from pipeline.training.checkpoints import MODEL_FILE, STATE_FILE, resumes
 
 RECORD_FILE = "run.json"
 
 
-def check_run_folder(run_dir: str | os.PathLike[str], resume: bool = False) -> None:
-    """Raise `InputError` if the folder holds a run already, unless that run is to be resumed.
+def check_run_folder(run_dir: str | os.PathLike[str], resume: bool | str = False) -> None:
+    """Take the folder for this run, until the process ends: nobody else may then, and nothing in it is overwritten.
 
-    A record without any checkpoint is of a run that ended before its first epoch did: its folder is free.
+    A record without any checkpoint is of a run that ended before it saved anything: its folder is free. What a killed
+    process left half written is removed.
+
+    Args:
+        run_dir: made if missing, and removed at the end if nothing was written into it.
+        resume: True goes on with the run that the folder holds, "auto" does if there is one, False needs there be none.
+
+    Raises:
+        InputError: the folder belongs to a run that goes on now, holds a run that is not to be resumed, holds none
+            that could be, or cannot be written.
     """
     folder = Path(run_dir)
+    if distributed.is_main():
+        lock_folder(folder)
+    try:
+        _check_content(folder, resume)
+    except InputError:
+        unlock_folder(folder)
+        raise
+    if distributed.is_main():
+        remove_unfinished(folder)
+
+
+def _check_content(folder: Path, resume: bool | str) -> None:
     taken = [name for name in (STATE_FILE, MODEL_FILE) if (folder / name).exists()]
-    if taken and not resume:
+    if resumes(resume, folder / STATE_FILE):
+        if STATE_FILE not in taken:
+            raise InputError(f"{folder} holds no {STATE_FILE} to resume; start without --resume, or with --resume auto")
+    elif taken:
         raise InputError(f"{folder} holds a run already ({taken[0]}): choose another --run_dir, or pass --resume True")
 
 

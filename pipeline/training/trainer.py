@@ -13,7 +13,7 @@ from monai.utils import CommonKeys as Keys
 from torch import nn
 
 from pipeline.distillation import Distiller
-from pipeline.distributed import average_gradients
+from pipeline.distributed import average_gradients, averaged, begin_alike
 from pipeline.errors import InputError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,6 +43,8 @@ class DistillationTrainer(SupervisedTrainer):
 
     Each iteration: move the batch to the device, augment it there, run the student, add the weighted terms of the
     distiller to the segmentation loss, step the optimizer, let the distiller train its own parts (discriminator).
+    With `accumulation_steps` N, gradients are the means of N iterations and the optimizer steps after each N-th; what
+    the distiller trains itself sees the last of them. Gradients, and the terms told, are the means over all processes.
     `engine.state.output` holds `image`, `label`, `pred`, `loss` and `terms`: every unweighted term by name, detached.
 
     It departs from the parent in three ways. Its `amp` is CUDA only, creates its scaler in `run` (so that no resumed
@@ -68,23 +70,30 @@ class DistillationTrainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         self.before_run: list[Callable[[DistillationTrainer], None]] = []
+        self.after_run: list[Callable[[DistillationTrainer], None]] = []
         super().__init__(amp=False, decollate=False, **kwargs)
         self.distiller = distiller.to(self.state.device) if distiller is not None else None
+        if self.distiller is not None:
+            begin_alike(self.distiller.methods)
         self.augmentation = augmentation
         self.dtype = autocast_dtype(precision, self.state.device)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=precision == "float16")
 
     def run(self) -> None:
-        """Call what `before_run` holds (a resume), then train until `max_epochs`.
+        """Call what `before_run` holds (a resume), train until `max_epochs`, and call `after_run`, come what may.
 
         A run that was resumed after its last epoch has nothing left to do; ignite would start it anew from epoch 0.
         """
-        while self.before_run:
-            self.before_run.pop(0)(self)
-        if self.state.epoch >= self.state.max_epochs:
-            self.logger.info("all %d epochs are done already", self.state.max_epochs)
-            return
-        super().run()
+        try:
+            while self.before_run:
+                self.before_run.pop(0)(self)
+            if self.state.epoch >= self.state.max_epochs:
+                self.logger.info("all %d epochs are done already", self.state.max_epochs)
+                return
+            super().run()
+        finally:
+            while self.after_run:
+                self.after_run.pop()(self)
 
     def _iteration(self, engine: DistillationTrainer, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
         images, labels = self._batch_on_device(batchdata)
@@ -99,7 +108,7 @@ class DistillationTrainer(SupervisedTrainer):
         if self.distiller is not None and self._optimizer_steps():
             terms.update(self.distiller.after_step())
         engine.state.output[Keys.LOSS] = loss.detach()
-        engine.state.output["terms"] = {name: term.detach() for name, term in terms.items()}
+        engine.state.output["terms"] = averaged(terms)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
@@ -136,10 +145,10 @@ class DistillationTrainer(SupervisedTrainer):
         if (self.state.iteration - 1) % self.accumulation_steps == 0:
             self.optimizer.zero_grad(set_to_none=True)
         self.grad_scaler.scale(loss / self.accumulation_steps).backward()
+        if self.distiller is not None:
+            average_gradients(self.distiller.adapter_parameters())
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self._optimizer_steps():
-            if self.distiller is not None:
-                average_gradients(self.distiller.adapter_parameters())
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 

@@ -26,11 +26,16 @@ def run(bundle: str, config: str, *arguments: object) -> subprocess.CompletedPro
     return subprocess.run(arguments, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=ROOT)
 
 
-def run_in_two_processes(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a bundle's command with its overlay for several processes, on the CPU."""
+def two_process_command(bundle: str, config: str, *arguments: object) -> list[str]:
+    """Return a bundle's command with its overlay for several processes, on the CPU."""
     files = [f"bundles/{bundle}/configs/{name}.yaml" for name in (config, "multi_gpu")]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program += ["-m", "monai.bundle", "run", "--config_file", str(files), *map(str, arguments)]
+    return [*program, "-m", "monai.bundle", "run", "--config_file", str(files), *map(str, arguments)]
+
+
+def run_in_two_processes(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's command in two processes."""
+    program = two_process_command(bundle, config, *arguments)
     return subprocess.run(program, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=ROOT)
 
 

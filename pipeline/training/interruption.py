@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM (a scheduler takes the machine back) and SIGINT (Ctrl-C): noted when they come, obeyed where it is safe."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from pipeline import distributed
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """The run was told to stop and has saved its state; exits with 128 + the signal's number, as shells count."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class StopSignals:
+    """Remembers a signal to stop instead of dying of it.
+
+    Schedulers repeat SIGTERM, and torchrun sends to its processes what they had already: that changes nothing. A
+    second Ctrl-C ends a run of one process at once. A signal that the process was started to ignore stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._received, self._previous = 0, {}
+
+    def catch(self) -> None:
+        """Begin to listen; only a main thread can, in another the signals do what they did."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Let the signals do again what they did before `catch`, and forget what came."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._received, self._previous = 0, {}
+
+    def received(self) -> int:
+        """Return the number of the signal that this process or another of the run has got, 0 for none; collective."""
+        return distributed.largest(self._received)
+
+    def _note(self, number: int, frame: FrameType | Any) -> None:
+        if number == signal.SIGINT and self._received and distributed.ranks() == 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._received = number
