@@ -242,6 +242,7 @@ class PerOrganReport:
         return {"image_shape": list(item.image_shape), **unscored}
 
     def _write(self, engine: Engine) -> None:
+        distributed.wait_for_all()
         scores, cases = _merged(self._scores), _merged(self._cases)
         if not distributed.is_main():
             return

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -11,15 +10,13 @@ import shlex
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.errors import InputError
+from pipeline.digest import sha256_of
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
 
 _PACKAGES = ("monai", "torch", "numpy", "scipy", "nibabel", "pytorch-ignite")
-_BLOCK = 1 << 20
 
 
 def describe_run(
@@ -53,18 +50,6 @@ def describe_case(
         "spacing_mm": None if spacing_mm is None else [round(float(length), 6) for length in spacing_mm],
         "seconds": {step: round(value, 4) for step, value in seconds.items()},
     }
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file in hexadecimal; `InputError` if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(Path(path), "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
-    return digest.hexdigest()
 
 
 def json_number(value: float | None) -> float | None:

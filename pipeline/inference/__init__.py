@@ -8,6 +8,8 @@ from pipeline.inference.label_map_writer import LabelMapWriter
 from pipeline.inference.label_pyramid import write_label_pyramid
 from pipeline.inference.labelled_scans import LabelledScanDataset
 from pipeline.inference.logits import AMP_DTYPES
+from pipeline.inference.manifest import MANIFEST_FILE, ManifestRow
+from pipeline.inference.patches import PatchInferer
 from pipeline.inference.scans import Scan, ScanDataset, find_scans, ras_tensor, scan_loader
 from pipeline.inference.segmentation import inferer_of, segment, segment_files, segment_slides
 from pipeline.inference.slicewise import SliceWiseInferer
@@ -18,11 +20,14 @@ from pipeline.inference.tiles import LabelBands, TileInferer, tile_inferer_of
 __all__ = [
     "AMP_DTYPES",
     "FAILURES_FILE",
+    "MANIFEST_FILE",
     "CentreCropInferer",
     "Failure",
     "LabelBands",
     "LabelMapWriter",
     "LabelledScanDataset",
+    "ManifestRow",
+    "PatchInferer",
     "Scan",
     "ScanDataset",
     "SliceWiseInferer",

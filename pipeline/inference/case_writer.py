@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What writing the results of scans and of slides has in common: the folder, the table of failures, the exit code."""
+"""What writing the results of scans and of slides has in common: the folder, the tables, the exit code."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ignite.engine import Engine, Events
 
 from pipeline import distributed
-from pipeline.atomic import replace_when_complete
 from pipeline.errors import InputError
-from pipeline.inference.inputs import Failure, SourceDataset
+from pipeline.inference.inputs import Failure, Source, SourceDataset
+from pipeline.inference.manifest import (
+    FAILED,
+    MANIFEST_FILE,
+    ManifestRow,
+    describe_work,
+    kept_row,
+    write_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +35,17 @@ class CaseWriter(ABC):
     """An ignite handler that writes files named CASE + suffix for each source that an evaluator segments.
 
     At the start it checks that the folder can be written and that no output is one of the sources; at the end, or when
-    the run breaks off, it writes `failures.csv`. Outputs of an earlier run are replaced.
+    the run breaks off, it writes `failures.csv` and `manifest.csv`, which has a row for each case. All processes of a
+    run share the folder, and rank 0 writes both.
 
     Args:
         output_dir: where the files go; made if need be.
         dataset: what the evaluator reads.
         labels: label value to name, with or without the background.
         checkpoint_sha256: told in the descriptions, so that a label map can be traced to its model.
+        settings: what else the labels depend on, as JSON has it; told likewise.
+        overwrite: False keeps the outputs of an earlier run, complete, of the same input, model and settings, and the
+            evaluator does not see those cases; True does all anew. What metrics are to see must be done anew.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -46,12 +56,17 @@ class CaseWriter(ABC):
         dataset: SourceDataset,
         labels: Mapping[int, str],
         checkpoint_sha256: str = "",
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.dataset = dataset
         self.labels = {int(value): str(name) for value, name in labels.items()}
         self.checkpoint_sha256 = checkpoint_sha256
+        self.settings, self.overwrite = dict(settings or {}), overwrite
         self.written: list[Path] = []
+        self.rows: dict[str, ManifestRow] = {}
+        self._sources = {source.case: source for source in dataset.sources}
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator (a MONAI engine calls this for each of its handlers)."""
@@ -63,6 +78,7 @@ class CaseWriter(ABC):
     def start(self, engine: Engine) -> None:
         """Find out before the long run whether its outputs can be written, and refuse to overwrite a source."""
         self.written.clear()
+        self.rows.clear()
         # Ignite keeps the number of good sources of the last run and would stop there, before a bad one at the end.
         engine.state.epoch_length = None
         inputs = {os.path.realpath(source.path) for source in self.dataset.sources}
@@ -76,6 +92,37 @@ class CaseWriter(ABC):
                 pass
         except OSError as error:
             raise InputError(f"cannot write into {self.output_dir}: {error.strerror}; choose another folder") from error
+        self._leave_out_what_is_done()
+
+    def _leave_out_what_is_done(self) -> None:
+        """Find the cases of an earlier run; rank 0 decides for all, who would each see the folder at another time."""
+        kept: dict[str, ManifestRow] = {}
+        if distributed.is_main() and not self.overwrite:
+            found = (self._kept(source) for source in self.dataset.sources)
+            kept = {row.case: row for row in found if row is not None}
+        kept = distributed.gathered(kept)[0]
+        self.rows.update(kept)
+        self.dataset.left_out = frozenset(kept)
+        if kept:
+            logger.info(
+                "%d of %d %ss are done already, by the same model and settings; --overwrite True does them anew",
+                *(len(kept), len(self.dataset.sources), self.dataset.noun),
+            )
+
+    def _kept(self, source: Source) -> ManifestRow | None:
+        outputs = [self._path(source.case, suffix) for suffix in self.suffixes]
+        return kept_row(source.case, source.path, outputs, self.checkpoint_sha256, self.settings)
+
+    def _work(self, case: str, label_map: Path, damaged: bool = False) -> dict[str, Any]:
+        """Return the part of a description by which a later run keeps the case; `label_map` is complete."""
+        return describe_work(self._sources[case].path, label_map, self.checkpoint_sha256, self.settings, damaged)
+
+    def _add(self, path: Path, description: Mapping[str, Any]) -> None:
+        """Take up a case that has been written."""
+        self.written.append(path)
+        row = [description[key] for key in ("case", "input")]
+        row += [str(path), *(description[key] for key in ("sha256", "seconds", "status"))]
+        self.rows[description["case"]] = ManifestRow(*row, "; ".join(description["notes"]))
 
     def _path(self, case: str, suffix: str) -> Path:
         return self.output_dir / f"{case}{suffix}"
@@ -85,26 +132,36 @@ class CaseWriter(ABC):
         """Write what the evaluator has just segmented, from `engine.state`."""
 
     def finish(self, _engine: Engine | None = None) -> None:
-        """Write `failures.csv`: one row for each failure, the header alone when there is none (on rank 0 for all)."""
-        parts = distributed.gathered((self.dataset.failures, self.written))
-        self.dataset.failures[:] = [failure for failures, _ in parts for failure in failures]
-        self.written[:] = [path for _, written in parts for path in written]
+        """Write `failures.csv` and `manifest.csv` of all processes, on rank 0; none goes on before they are written."""
+        distributed.wait_for_all()
+        parts = distributed.gathered((self.dataset.failures, self.written, self.rows))
+        self.written[:] = [path for _, written, _ in parts for path in written]
+        for _, _, rows in parts:
+            self.rows.update(rows)
+        order = {source.case: place for place, source in enumerate(self.dataset.sources)}
+        failures = (failure for failures, _, _ in parts for failure in failures)
+        self.dataset.failures[:] = sorted(failures, key=lambda failure: order[failure.case])
         if distributed.is_main():
-            self._write_failures()
+            self._write_tables()
+        distributed.wait_for_all()  # torchrun ends all processes at the first exit code that is not 0
 
-    def _write_failures(self) -> None:
-        with (
-            replace_when_complete(self.output_dir / FAILURES_FILE) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, [field.name for field in fields(Failure)])
-            writer.writeheader()
-            writer.writerows(asdict(failure) for failure in self.dataset.failures)
+    def _write_tables(self) -> None:
+        write_rows(self.output_dir / FAILURES_FILE, Failure, self.dataset.failures)
+        errors = {failure.case: failure for failure in self.dataset.failures}
+        table = []
+        for source in self.dataset.sources:
+            row, failure = self.rows.get(source.case), errors.get(source.case)
+            if row is None and failure is None:
+                continue  # the run broke off before it
+            if row is None:
+                row = ManifestRow(source.case, failure.file, "", "", None, FAILED, failure.error)
+            table.append(row if failure is None else replace(row, notes=failure.error))
+        write_rows(self.output_dir / MANIFEST_FILE, ManifestRow, table)
 
     def _break_off(self, _engine: Engine, error: BaseException) -> None:
-        """Keep the failures so far; other ranks may be gone, so nothing is gathered. The error goes on."""
-        if self.dataset.failures and distributed.ranks() == 1:
-            self._write_failures()
+        """Keep what is known so far; other ranks may be gone, so nothing is gathered. The error goes on."""
+        if (self.dataset.failures or self.rows) and distributed.ranks() == 1:
+            self._write_tables()
         raise error
 
     @property
@@ -112,7 +169,7 @@ class CaseWriter(ABC):
         """0 when everything was segmented, 1 when something failed, 2 when nothing succeeded."""
         if not self.dataset.failures:
             return 0
-        return 1 if self.written else 2
+        return 1 if self.rows else 2
 
     def exit_if_failed(self) -> None:
         """Leave the program with `exit_code` unless it is 0; call it when the evaluator has run."""

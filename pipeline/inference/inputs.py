@@ -69,7 +69,8 @@ class SourceDataset(IterableDataset):
     """Reads sources one at a time: items are dictionaries with the image and its "case".
 
     A source that cannot be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a
-    folder; a single bad one raises `InputError`. Under torch.distributed each rank reads its share.
+    folder; a single bad one raises `InputError`. Cases in `left_out` are not read. Under torch.distributed each rank
+    reads its share of the others.
     """
 
     noun: ClassVar[str]
@@ -77,6 +78,7 @@ class SourceDataset(IterableDataset):
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
         self.failures: list[Failure] = []
+        self.left_out: frozenset[str] = frozenset()
         self._started: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -86,7 +88,8 @@ class SourceDataset(IterableDataset):
             )
         self.failures.clear()
         # A generator would hold each image while it waits; map and filter keep none.
-        return filter(None, map(self._read, self.sources[distributed.rank() :: distributed.ranks()]))
+        wanted = [source for source in self.sources if source.case not in self.left_out]
+        return filter(None, map(self._read, wanted[distributed.rank() :: distributed.ranks()]))
 
     def _read(self, source: Source) -> dict[str, Any] | None:
         """Return the item of a source, None where it cannot be read and there are others."""

@@ -28,8 +28,8 @@ class LabelMapWriter(CaseWriter):
     """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
 
     Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8 in RAS.
-    The folder is tried, sources are protected and `failures.csv` is written as `CaseWriter` does it; so are the
-    arguments, of which `scans` is the dataset that the evaluator reads.
+    The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
+    the arguments, of which `scans` is the dataset that the evaluator reads.
     """
 
     suffixes = (".nii.gz", ".json")
@@ -40,8 +40,10 @@ class LabelMapWriter(CaseWriter):
         scans: ScanDataset,
         labels: Mapping[int, str],
         checkpoint_sha256: str = "",
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
     ) -> None:
-        super().__init__(output_dir, scans, labels, checkpoint_sha256)
+        super().__init__(output_dir, scans, labels, checkpoint_sha256, settings, overwrite)
         self.scans = scans
 
     def _write_batch(self, engine: Engine) -> None:
@@ -59,9 +61,9 @@ class LabelMapWriter(CaseWriter):
         labels = from_ras(prediction[0].detach().cpu().numpy(), scan.affine)
         path = self._path(case, ".nii.gz")
         write_label_map(path, labels, scan)
-        description = self._description(case, scan, labels)
+        description = {**self._description(case, scan, labels), **self._work(case, path)}
         write_json(self._path(case, ".json"), description)
-        self.written.append(path)
+        self._add(path, description)
         logger.info("%s: %.1f s, %s", case, description["seconds"], path)
         return path
 
@@ -80,7 +82,6 @@ class LabelMapWriter(CaseWriter):
             "spacing_mm": list(scan.spacing_mm),
             "orientation": "".join(nib.aff2axcodes(scan.affine)),
             "organs": organs,
-            "checkpoint_sha256": self.checkpoint_sha256,
             "notes": list(scan.notes),
             "seconds": round(self.scans.seconds_since_start(case), 3),
         }

@@ -27,7 +27,7 @@ class LogitsAtTrainingSize:
     """
 
     def __init__(self, size: int, amp_dtype: str | torch.dtype | None, most_classes: int) -> None:
-        self.size, self.amp_dtype, self.most_classes = size, _amp_dtype(amp_dtype), most_classes
+        self.size, self.amp_dtype, self.most_classes = size, amp_dtype_of(amp_dtype), most_classes
         self._run_network = PaddedInferer()
 
     def resize(self, images: Tensor) -> Tensor:
@@ -46,7 +46,8 @@ class LogitsAtTrainingSize:
         return logits.float()
 
 
-def _amp_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+def amp_dtype_of(given: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the type to autocast to by its name, None for full precision; `InputError` for another name."""
     if given is None or given in AMP_DTYPES.values():
         return given
     if given not in AMP_DTYPES:

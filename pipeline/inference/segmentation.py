@@ -13,6 +13,7 @@ from pipeline.data.volumes import Volume, from_ras
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs
 from pipeline.inference.label_map_writer import LabelMapWriter
+from pipeline.inference.patches import PatchInferer
 from pipeline.inference.scans import ScanDataset, ras_tensor, scan_loader
 from pipeline.inference.slicewise import SliceWiseInferer
 from pipeline.inference.slide_dataset import SlideDataset, slide_batch, slide_loader
@@ -21,8 +22,12 @@ from pipeline.inference.tiles import tile_inferer_of
 from pipeline.networks import SavedModel
 
 
-def inferer_of(model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> SliceWiseInferer:
+def inferer_of(
+    model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None
+) -> SliceWiseInferer | PatchInferer:
     """Return the inferer with the size and the intensity rule that `model` was trained on.
+
+    A network of volumes sees as many patches at once as `slices_per_chunk` slices make, at least one.
 
     Raises `InputError` for a model of slides or of colour images.
     """
@@ -31,6 +36,9 @@ def inferer_of(model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | N
     channels = model.network_arguments["in_channels"]
     if channels != 1:
         raise InputError(f"the checkpoint takes {channels} channels, a scan has one; choose one trained on scans")
+    if not isinstance(model.size, int):
+        patches = max(slices_per_chunk // model.size[2], 1)
+        return PatchInferer(model.size, model.intensity, patches_per_batch=patches, amp_dtype=amp_dtype)
     return SliceWiseInferer(model.size, model.intensity, slices_per_chunk, amp_dtype)
 
 
@@ -50,15 +58,18 @@ def segment_files(
     model: SavedModel,
     slices_per_chunk: int = 16,
     amp_dtype: str | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
-    Writes `CASE.nii.gz`, `CASE.json` and `failures.csv`. Scans that cannot be read are recorded and passed over: the
-    code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is given and
-    fails, and for what concerns all: the folder, the names, the model.
+    Writes `CASE.nii.gz`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has finished with the same
+    input, model and settings is kept unless it is to be overwritten. Scans that cannot be read are recorded and passed
+    over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is
+    given and fails, and for what concerns all: the folder, the names, the model.
     """
     scans = ScanDataset(inputs)
-    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256)
+    settings = {"precision": amp_dtype or "float32"}
+    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
         val_data_loader=scan_loader(scans),
@@ -79,15 +90,19 @@ def segment_slides(
     tiles_per_batch: int = 8,
     background: float | None = 220,
     amp_dtype: str | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Segment a slide, or a folder of slides, into `output_dir`; returns the exit code.
 
-    Writes `CASE.tif`, `CASE_overview.png`, `CASE.json` and `failures.csv`. Slides that cannot be read are recorded and
-    passed over: the code is 0 when none failed, 1 when some did or have unreadable parts, 2 when all did. Raises
-    `InputError` when a single slide is given and fails, and for what concerns all: the folder, the names, the model.
+    Writes `CASE.tif`, `CASE_overview.png`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has
+    finished with the same input, model and settings is kept unless it is to be overwritten. Slides that cannot be read
+    are recorded and passed over: the code is 0 when none failed, 1 when some did or have unreadable parts, 2 when all
+    did. Raises `InputError` when a single slide is given and fails, and for what concerns all: the folder, the names,
+    the model.
     """
     slides = SlideDataset(inputs)
-    writer = SlideLabelWriter(output_dir, slides, model.labels, model.sha256)
+    settings = {"overlap": overlap, "background": background, "precision": amp_dtype or "float32"}
+    writer = SlideLabelWriter(output_dir, slides, model.labels, model.sha256, settings, overwrite)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # slides stay on disk; their tiles travel to the network
         val_data_loader=slide_loader(slides),

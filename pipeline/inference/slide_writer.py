@@ -42,8 +42,8 @@ class SlideLabelWriter(CaseWriter):
     with unreadable parts is written, with `UNREADABLE` there, and listed in `failures.csv` all the same; so is one with
     an unreadable smaller level, on which the labels do not depend.
 
-    The folder is tried, sources are protected and `failures.csv` is written as `CaseWriter` does it; so are the
-    arguments, of which `slides` is the dataset that the evaluator reads.
+    The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
+    the arguments, of which `slides` is the dataset that the evaluator reads.
     """
 
     suffixes = (".tif", "_overview.png", ".json")
@@ -54,9 +54,10 @@ class SlideLabelWriter(CaseWriter):
         slides: SlideDataset,
         labels: Mapping[int, str],
         checkpoint_sha256: str = "",
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
     ) -> None:
-        super().__init__(output_dir, slides, labels, checkpoint_sha256)
-        self._sources = {source.case: source for source in slides.sources}
+        super().__init__(output_dir, slides, labels, checkpoint_sha256, settings, overwrite)
 
     def _write_batch(self, engine: Engine) -> None:
         (case,) = engine.state.batch["case"]
@@ -81,13 +82,15 @@ class SlideLabelWriter(CaseWriter):
             ):
                 write_label_pyramid(temporary, observed, bands.shape, slide.pixel_um)
                 write_png(self._path(case, "_overview.png"), overview.picture())
+                damaged = bool(_lost(slide) or _notes_on_levels(slide))
                 description = self._description(case, bands, overview, counts)
+                description |= self._work(case, temporary, damaged)
                 write_json(self._path(case, ".json"), description)
         except OSError as error:
             raise InputError(
                 f"cannot write {path}: {error.strerror}; free some space or choose another folder"
             ) from error
-        self.written.append(path)
+        self._add(path, description)
         lost = _lost(slide)
         damage = ([_named(lost, path)] if lost else []) + _notes_on_levels(slide)
         if damage:
@@ -120,7 +123,6 @@ class SlideLabelWriter(CaseWriter):
             "tiles": {"total": tiles.total, "run": tiles.run, "background": tiles.total - tiles.run},
             "unreadable_pixels": int(counts[UNREADABLE]),
             "unreadable": [asdict(part) for part in _lost(slide)],
-            "checkpoint_sha256": self.checkpoint_sha256,
             "notes": [*slide.notes, *_notes_on_levels(slide)],
             "seconds": round(self.dataset.seconds_since_start(case), 3),
         }

@@ -101,7 +101,12 @@ def test_single_file_gives_label_map_and_description(tmp_path: Path, model: Simp
     assert (told["checkpoint_sha256"], told["notes"]) == ("abc123", [])
     assert 0 < told["seconds"] < 60
     assert failures(tmp_path / "out") == []
-    assert sorted(os.listdir(tmp_path / "out")) == ["failures.csv", "patient 7.json", "patient 7.nii.gz"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "failures.csv",
+        "manifest.csv",
+        "patient 7.json",
+        "patient 7.nii.gz",
+    ]
 
 
 def test_folder_of_all_formats(tmp_path: Path, model: SimpleNamespace) -> None:

@@ -102,7 +102,13 @@ def test_single_slide_gives_map_picture_and_description(tmp_path: Path, model: S
     path = save(tmp_path / "in" / "patient 7.tif", pixels, pixel_um=0.5)
     assert segment_slides(path, tmp_path / "out", model) == 0
     out = tmp_path / "out"
-    assert sorted(os.listdir(out)) == ["failures.csv", "patient 7.json", "patient 7.tif", "patient 7_overview.png"]
+    assert sorted(os.listdir(out)) == [
+        "failures.csv",
+        "manifest.csv",
+        "patient 7.json",
+        "patient 7.tif",
+        "patient 7_overview.png",
+    ]
     labels = tifffile.imread(out / "patient 7.tif")
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, expected_labels(pixels))
@@ -223,7 +229,7 @@ def test_bad_slides_in_a_folder_are_recorded_and_the_rest_goes_on(tmp_path: Path
     rows = failures(tmp_path / "out")
     assert [row["case"] for row in rows] == ["b", "c"]
     assert "200 x 31 pixels, fewer than the 32 x 32 of a tile" in rows[1]["error"]
-    assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"a", "d", "f"}
+    assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"a", "d", "f", "m"}
 
 
 def test_slide_that_fails_midway_leaves_nothing(tmp_path: Path, model: SimpleNamespace) -> None:
@@ -238,7 +244,7 @@ def test_slide_that_fails_midway_leaves_nothing(tmp_path: Path, model: SimpleNam
     save(tmp_path / "in" / "a.tif", spoiled)
     save(tmp_path / "in" / "b.tif", tissue() // 2 + 20)
     assert segment_slides(tmp_path / "in", tmp_path / "out", model, background=None) == 1
-    assert sorted(os.listdir(tmp_path / "out")) == ["b.json", "b.tif", "b_overview.png", "failures.csv"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["b.json", "b.tif", "b_overview.png", "failures.csv", "manifest.csv"]
     (row,) = failures(tmp_path / "out")
     assert row["case"] == "a"
     assert "NaN or infinite in the tile at x=" in row["error"]

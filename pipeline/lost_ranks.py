@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process of a run that ends takes the others down; these say which it was, in one line.
+
+Processes note where they are when they start, and why they end when they can. Whoever loses the connection looks at
+these notes, and at the processes of its own machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+
+from pipeline.errors import InputError, disk_error_behind, input_error_behind
+
+LOST = 1  # exit code of a process that ends because another did
+_SEARCH_S = 5.0
+# What gloo and NCCL say of a peer that is gone or silent; both raise plain RuntimeErrors for some of it.
+_SIGNS = ("closed by peer", "reset by peer", "timed out", "timeout", "remote process", "broken pipe", "socket closed")
+
+
+def watch(board: dist.Store, rank: int, ranks: int) -> None:
+    """Note on `board` where this process is, and from now on why it ends; say in one line which other process is lost.
+
+    An uncaught error that comes of a lost connection is reported as such and ends with exit code 1; any other goes to
+    the hook that was there before.
+    """
+    board.set(f"place/{rank}", f"{platform.node()} {_process_space()} {os.getpid()}")
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Note the end of this process, and report another's."""
+        sign = connection_error_behind(error)
+        if sign is None:
+            _note_end(board, rank, error)
+            previous(kind, error, trace)
+            return
+        print(f"error: {describe_loss(board, rank, ranks, sign)}", file=sys.stderr, flush=True)
+        raise SystemExit(LOST)
+
+    sys.excepthook = hook
+
+
+def connection_error_behind(error: BaseException | None) -> BaseException | None:
+    """Return the error in a chain of causes that says that another process is gone or silent, or None."""
+    if input_error_behind(error) is not None or disk_error_behind(error) is not None:
+        return None
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, dist.DistError) or (
+            type(error) is RuntimeError and any(sign in str(error).lower() for sign in _SIGNS)
+        ):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def describe_loss(board: dist.Store, rank: int, ranks: int, sign: BaseException) -> str:
+    """Return one line about the processes that have ended, or else do not answer: where, and why if they could say so.
+
+    Args:
+        board: the processes' notes.
+        rank: this process.
+        ranks: number of processes.
+        sign: the error by which this process lost the others.
+    """
+    others = [other for other in range(ranks) if other != rank]
+    try:
+        board.set(f"lost/{rank}", "")
+        give_up = time.monotonic() + _SEARCH_S
+        while time.monotonic() < give_up:  # a socket closes a moment before its process is gone
+            ended = [text for text in (_ended(board, other) for other in others) if text]
+            if ended:
+                return "; ".join(ended)
+            time.sleep(0.1)
+        silent = [other for other in others if not board.check([f"lost/{other}"])] or others
+        places = ", ".join(f"rank {other} on {_place(board, other)[0]}" for other in silent)
+    except dist.DistError:
+        return f"rank {rank} on {platform.node()} lost the process that holds the rendezvous; see its output"
+    said = " ".join(str(sign).split())[:200]
+    return f"no answer from {places}: it hangs, or ended on another machine; see its output ({said})"
+
+
+def _ended(board: dist.Store, rank: int) -> str:
+    """Return what is known of the end of a process, an empty text if nothing is."""
+    host, space, pid = _place(board, rank)
+    if board.check([f"end/{rank}"]):
+        return f"rank {rank} on {host} ended: {board.get(f'end/{rank}').decode()}"
+    if (host, space) == (platform.node(), _process_space()) and not _is_alive(int(pid)):
+        return f"rank {rank} on {host} (process {pid}) ended without a word; see its output and torchrun's table"
+    return ""
+
+
+def _place(board: dist.Store, rank: int) -> list[str]:
+    """Return host, space of process ids and process id that a process noted when it started."""
+    if not board.check([f"place/{rank}"]):
+        return ["an unknown machine", "", "0"]
+    return board.get(f"place/{rank}").decode().rsplit(" ", 2)
+
+
+def _note_end(board: dist.Store, rank: int, error: BaseException) -> None:
+    cause = input_error_behind(error) or error
+    reason = str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
+    try:
+        board.set(f"end/{rank}", " ".join(reason.split())[:500] or type(cause).__name__)
+    except dist.DistError:  # the board is gone too, and the error itself matters more
+        return
+
+
+def _process_space() -> str:
+    """Return the name of the space that process ids are unique in: containers of one machine have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "unknown"
+
+
+def _is_alive(pid: int) -> bool:
+    """Return whether a process of this machine runs; one that waits for its parent to read its exit code does not."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return not Path("/proc/self/stat").exists()  # a system without /proc tells nothing
+    return fields.rpartition(")")[2].split()[0] not in ("Z", "X")
