@@ -16,6 +16,7 @@ from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
 
 from pipeline import distributed
+from pipeline.check_config import refuse_untrusted
 from pipeline.errors import InputError, report_input_errors
 
 # Arguments of `python -m monai.bundle run` itself; everything else on its command line overrides a key of the config.
@@ -28,16 +29,22 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
     MONAI accepts an override of a key that no config has (`--epocs 3`) in silence, and reports a value that was not
     given as a failure deep inside the component that needed it.
 
+    Config files that are not of this installation are checked before anything else of them is built. What MONAI
+    evaluates earlier (imports, the arguments of this call) escapes: `python -m pipeline.check_config` comes before it.
+
     Args:
         required: paths that have no default, by key; those that are None are reported together.
         seed: seed of Python, numpy and torch.
         arguments: the command line, `sys.argv[1:]` by default.
 
     Raises:
-        InputError: an override names no key of the config or cannot be its value, or a required path is missing.
+        InputError: an override names no key of the config or cannot be its value, a required path is missing, or a
+            config file holds what `pipeline.check_config` finds.
     """
     report_input_errors()
-    check_overrides(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    check_trust(arguments)
+    check_overrides(arguments)
     missing = [f"--{key}" for key, value in required.items() if value is None]
     if missing:
         raise InputError(f"not given on the command line: {', '.join(missing)}")
@@ -45,7 +52,32 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
         if not isinstance(value, str):  # the command line turns 2024 into a number
             raise InputError(f"--{key} is read as {value!r}, not as a path: write ./{value}")
     distributed.start()
-    set_determinism(seed)
+    set_determinism(seed + 1000 * distributed.rank())  # weights come from rank 0; dropout must differ
+
+
+def check_trust(arguments: Sequence[str]) -> None:
+    """Refuse (`InputError`) config files of `monai.bundle run` that would run more than is allowed, unless trusted.
+
+    All files count that MONAI reads into the config: `--args_file`, metadata, tracking, and macros (`--key %file`).
+    Values on the command line do not: the user wrote them.
+    """
+    options = _options(arguments)
+    more = []
+    if "args_file" in options:
+        more.append(str(options["args_file"]))
+        options = {**ConfigParser.load_config_file(more[0]), **options}
+    if options.get("config_file") is None:
+        return
+    files = _file_list(options["config_file"])
+    metadata = Path(files[0]).parent / "metadata.json"
+    for name in ("meta_file", "tracking"):
+        named = _file_list(options[name]) if options.get(name) else []
+        more += [file for file in named if Path(file).is_file()]
+    if "meta_file" not in options and metadata.is_file():
+        more.append(str(metadata))
+    macros = [value[1:] for value in options.values() if isinstance(value, str) and value.startswith("%")]
+    more += [file for file, _ in map(ConfigParser.split_path_id, macros) if file]
+    refuse_untrusted(files, more)
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -92,9 +124,13 @@ def _check_key(name: str, config: dict[str, Any]) -> None:
 
 def _check_value(name: str, default: Any, value: Any) -> None:
     """Refuse a value of another kind than the default, and numbers below the least that makes sense."""
+    if isinstance(default, str) and isinstance(value, Mapping) and "_target_" in value and "_mode_" not in value:
+        raise InputError(f"--{name}: MONAI would build it before its channels are known; write 'name' for '_target_'")
     if isinstance(default, bool):
+        if name == "resume" and value == "auto":
+            return
         if not isinstance(value, bool):
-            raise InputError(f"--{name} is {value!r}; give True or False")
+            raise InputError(f"--{name} is {value!r}; give True or False" + (" or auto" if name == "resume" else ""))
     elif isinstance(default, int | float):
         # Counts and sizes begin at 1; what is 0 by default, such as a seed, may be 0. Rates may be any fraction.
         least = 1 if isinstance(default, int) and default > 0 else 0

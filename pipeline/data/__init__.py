@@ -34,6 +34,7 @@ from pipeline.data.intensity import (
     default_intensity,
     doubt_hounsfield,
 )
+from pipeline.data.patches import PatchDataset, patch_augmentation, patch_sides
 from pipeline.data.slices import SliceDataset, resize_images, resize_labels
 from pipeline.data.stain_augmentation import TileAugmentation
 from pipeline.data.volumes import VolumeReader, read_label, read_volume, scan_suffix, write_label_map
@@ -51,6 +52,7 @@ __all__ = [
     "Case",
     "Dataset",
     "IntensityRule",
+    "PatchDataset",
     "PictureReader",
     "SamePreprocessing",
     "SliceAugmentation",
@@ -66,6 +68,8 @@ __all__ = [
     "is_image",
     "load_dataset",
     "parse_labels",
+    "patch_augmentation",
+    "patch_sides",
     "read_image",
     "read_label",
     "read_label_image",

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name that its manuals use)
 
+from pipeline.data.dicom_elements import pixel_size
 from pipeline.data.geometry import Volume, check_affine
 from pipeline.data.simpleitk import affine_of, grey_array, is_grey, last_line
 from pipeline.errors import InputError
@@ -25,6 +26,7 @@ _FRAMES, _DESCRIPTION = "0028|0008", "0008|103e"
 _PLACE = {"ImagePositionPatient": "0020|0032", "ImageOrientationPatient": "0020|0037", "PixelSpacing": "0028|0030"}
 _PROGRAM_STARTS = (b"MZ", b"\x7fELF")
 _NO_SLICES = ("DICOMDIR",)
+_SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def is_dicom_folder(folder: Path) -> bool:
 
 def _dicom_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is no regular file; take it out of the series")  # GDCM would wait for a pipe
         if path.is_file() and path.name not in _NO_SLICES:
             with open(path, "rb") as file:
                 if file.read(132)[128:] == b"DICM":
@@ -65,6 +69,10 @@ def read_dicom_series(folder: Path, max_bytes: int) -> Volume:
     return Volume(_read_pixels(slices), affine, folder, None, tuple(notes))
 
 
+def _named_as_slices(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in _SLICE_SUFFIXES and path.is_file()]
+
+
 def _programs(folder: Path) -> list[str]:
     """Note files whose preamble, which DICOM leaves to anybody, makes them programs as well; the voxels are safe."""
     found = []
@@ -80,13 +88,16 @@ def _programs(folder: Path) -> list[str]:
 
 
 def _series_files(folder: Path) -> list[Path]:
-    series = {
-        uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    }
+    try:
+        series = {
+            uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+            for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        }
+    except RuntimeError as error:
+        raise InputError(f"{folder}: a file of the series is damaged ({last_line(error)}); export it again") from error
     # GDCM leaves out files that it cannot parse: at either end of the stack nobody would miss them.
     known = {Path(name) for files in series.values() for name in files}
-    lost = [path for path in _dicom_files(folder) if path not in known]
+    lost = sorted({*_dicom_files(folder), *_named_as_slices(folder)} - known)
     if lost:
         raise InputError(f"{lost[0]} is damaged or no part of a series ({len(lost)} such files); export it again")
     if len(series) > 1:
@@ -121,7 +132,24 @@ def _read_header(path: Path) -> _Slice:
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}, so its place is unknown; export the original series")
     width, height, _ = reader.GetSize()
+    _check_pixels(path, width, height)
     return _Slice(path, affine_of(reader), (width, height), reader.GetPixelID())
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    """Refuse a file with more or less pixels than its header promises, by a row or more."""
+    said = pixel_size(path)
+    if (said.columns, said.rows) != (width, height):
+        raise InputError(
+            f"{path}: {said.columns} x {said.rows} pixels by its header, but read as {width} x {height};"
+            " export the series again"
+        )
+    missing = 0 if said.stored is None else said.promised - said.stored
+    if missing > 0 or -missing >= max(2, said.promised // height):  # one byte may fill up to an even length
+        raise InputError(
+            f"{path}: the header promises {said.promised} bytes of pixels, the file holds {said.stored};"
+            " export the series again"
+        )
 
 
 def _stacked(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], np.ndarray, list[str]]:

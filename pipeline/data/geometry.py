@@ -52,6 +52,7 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of numbers whose squares are infinite: they are refused
 def check_affine(path: Path, affine: np.ndarray, source: str) -> list[str]:
     """Refuse an affine that gives voxels no place or no size; return notes on what is odd about a usable one.
 

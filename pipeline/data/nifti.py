@@ -168,7 +168,7 @@ def _promised_bytes(header: nib.Nifti1Header) -> int:
 
 def _offset(path: Path, header: nib.Nifti1Header) -> int:
     start = int(header["sizeof_hdr"])
-    offset = float(header["vox_offset"]) or float(header.single_vox_offset)
+    offset = float(header["vox_offset"])  # 0 is no default: readers disagree on what it means
     if not start <= offset <= start + _MAX_EXTENSION_BYTES:
         raise InputError(f"{path}: the header puts the voxels at byte {offset:.0f}, not behind itself; export it again")
     return int(offset)

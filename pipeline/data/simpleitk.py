@@ -17,11 +17,11 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name that its manuals use)
 
 from pipeline.data.geometry import Volume, check_affine
+from pipeline.data.text_headers import file_beside, meta_header, nrrd_header
 from pipeline.errors import InputError
 
 SIMPLEITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MOST_HEADER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 # The spaces that say which way is left; ITK takes any other as if it were LPS.
 _ANATOMICAL_SPACES = {
@@ -44,27 +44,34 @@ def read_simpleitk(path: Path, max_bytes: int) -> Volume:
     """
     is_nrrd = path.suffix.lower() == ".nrrd"
     notes = _check_nrrd_header(path) if is_nrrd else _check_meta_header(path)
+    data = _nrrd_data(path) if is_nrrd else _meta_data(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         more = _check_information(path, reader, max_bytes)
-        more += _check_data(path, *(_nrrd_data if is_nrrd else _meta_data)(path), reader)
+        affine = affine_of(reader)
+        # Before the voxels: ITK inverts the matrix, and never ends with one of huge numbers.
+        more += check_affine(path, affine, "direction and spacing")
+        more += _check_data(path, *data, reader)
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {last_line(error)}; download or export it again") from error
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
-    affine = affine_of(image)
-    odd = check_affine(path, affine, "direction and spacing")
-    return Volume(grey_array(image), affine, path, None, (*notes, *more, *odd))
+    return Volume(grey_array(image), affine, path, None, (*notes, *more))
 
 
 def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """Return the (4, 4) voxel to mm affine in RAS of a 3D image or of a reader that has read its header."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    """Return the (4, 4) voxel to mm affine in RAS of an image or of a reader that has read its header.
+
+    Of more than three dimensions the first three count.
+    """
+    affine, spacing = np.eye(4), np.asarray(image.GetSpacing())
+    direction = np.reshape(image.GetDirection(), (len(spacing), len(spacing)))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no finite number is refused
+        affine[:3, :3] = direction[:3, :3] * spacing[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
     return _LPS_TO_RAS @ affine
 
 
@@ -93,6 +100,8 @@ def _check_information(path: Path, reader: sitk.ImageFileReader, max_bytes: int)
         raise InputError(f"{path} is {len(size)}D ({text}); give a 3D volume")
     if any(length > 1 for length in size[3:]):
         raise InputError(f"{path} is {len(size)}D ({text}), a series of volumes; save the one frame that you need")
+    if min(size) < 1:
+        raise InputError(f"{path}: the header gives the shape {text}; export the scan again")
     if not is_grey(reader.GetPixelID()):
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise InputError(f"{path}: voxels of type {kind} are no grey values; save one channel of integers or floats")
@@ -109,19 +118,9 @@ def _promised_bytes(reader: sitk.ImageFileReader) -> int:
     return math.prod(reader.GetSize()) * _GREY_TYPES[reader.GetPixelID()]
 
 
-def _header_fields(path: Path, end: bytes, separator: str) -> tuple[dict[str, str], int]:
-    """Return the `key<separator>value` lines up to `end` (keys in lower case), and the byte where the data begin."""
-    with open(path, "rb") as file:
-        start = file.read(_MOST_HEADER_BYTES)
-    match = re.search(end, start, flags=re.MULTILINE | re.IGNORECASE)
-    text = start[: match.end() if match else len(start)].decode("latin-1")
-    pairs = [line.partition(separator) for line in text.splitlines() if separator in line]
-    return {key.strip().lower(): value.strip() for key, _, value in pairs}, match.end() if match else len(start)
-
-
 def _check_nrrd_header(path: Path) -> list[str]:
     """Refuse a NRRD without voxel size or with axes that name no side of the patient."""
-    fields, _ = _nrrd_fields(path)
+    fields, _ = nrrd_header(path)
     space = fields.get("space", "").lower()
     if "space directions" not in fields:
         raise InputError(f"{path}: no 'space directions', so no voxel size; export the scan with its geometry")
@@ -134,15 +133,17 @@ def _check_nrrd_header(path: Path) -> list[str]:
     return [] if "space origin" in fields else ["no origin in the header: 0 taken"]
 
 
-def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
-    return _header_fields(path, rb"^\r?\n", ":")
-
-
 def _nrrd_data(path: Path) -> tuple[Path | None, int, str]:
-    """Return the file with the voxels (None where they lie beside the header), where they begin and their packing."""
-    fields, end = _nrrd_fields(path)
-    beside = {"data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"} & fields.keys()
-    return None if beside else path, end, fields.get("encoding", "").lower()
+    """Return the file with the voxels (None where part of it is skipped), where they begin and their packing."""
+    fields, end = nrrd_header(path)
+    name = fields.get("data file", fields.get("datafile"))
+    if name is not None:
+        if name.startswith("LIST") or "%" in name:
+            raise InputError(f"{path}: voxels spread over several files; save the scan as one .nrrd")
+        data, end = file_beside(path, name), 0
+    skipped = {"line skip", "lineskip", "byte skip", "byteskip"} & fields.keys()
+    packing = fields.get("encoding", "").lower()
+    return (None, end, packing) if skipped else (path if name is None else data, end, packing)
 
 
 def _meta_data(path: Path) -> tuple[Path | None, int, str]:
@@ -155,26 +156,26 @@ def _meta_data(path: Path) -> tuple[Path | None, int, str]:
 
 def _meta_fields(path: Path) -> tuple[dict[str, str], Path, int]:
     """Return the header fields of a MetaImage, the file with its voxels, and the byte where they begin."""
-    fields, end = _header_fields(path, rb"^ElementDataFile *=.*\n?", "=")
-    if "elementdatafile" not in fields:
-        raise InputError(f"{path} has no ElementDataFile, so no voxels; give a MetaImage file")
+    fields, end = meta_header(path)
     name = fields["elementdatafile"]
-    local = name.upper() == "LOCAL"
-    return fields, path if local else path.parent / name, end if local else 0
+    if name.upper() == "LOCAL":
+        return fields, path, end
+    if name.upper().startswith("LIST") or "%" in name:
+        raise InputError(f"{path}: voxels spread over several files; save the scan as one .mha")
+    return fields, file_beside(path, name), 0
 
 
 def _check_meta_header(path: Path) -> list[str]:
     """Refuse a MetaImage without voxel size or without the one file of its voxels."""
     fields, data, _ = _meta_fields(path)
+    packed = int(fields.get("compresseddatasize", 0))
+    if packed > data.stat().st_size:
+        raise InputError(f"{path}: {packed} bytes of compressed voxels in a shorter file; download or export it again")
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise InputError(f"{path}: no ElementSpacing, so no voxel size; write the true one into the header")
     if fields.get("distanceunits", "mm").lower() not in ("mm", "?"):
         raise InputError(f"{path}: the header measures in {fields['distanceunits']}; convert it to mm")
     _check_meta_scaling(path, fields)
-    if data.name.upper().startswith("LIST") or "%" in data.name:
-        raise InputError(f"{path}: voxels spread over several files; save the scan as one .mha")
-    if not data.is_file():
-        raise InputError(f"{path}: its voxel file {data} is missing; put it beside the header")
     oriented = {"transformmatrix", "rotation", "orientation"} & fields.keys()
     notes = [] if oriented else ["no orientation in the header: axes taken as LPS"]
     negative = "-" in re.sub(r"e-", "", fields.get("elementspacing", ""), flags=re.IGNORECASE)

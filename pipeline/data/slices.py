@@ -81,6 +81,8 @@ class SliceDataset(TorchDataset):
         cache_dir: str | None = None,
         check: Check | None = None,
     ) -> None:
+        if not isinstance(size, int):
+            raise InputError(f"slices have one side, not {size}: to train a network of volumes, name volumes.yaml too")
         if not datalist:
             raise InputError("no case to take slices from; give a split with cases")
         self.size = size
@@ -133,13 +135,26 @@ def _prepared(
 ) -> Iterator[Volume]:
     """Yield case, images (D, C, S, S) float32 and labels (D, 1, S, S) uint8 of one volume after another."""
     for entry in tqdm(datalist, desc="preparing slices", unit="volume", disable=None):
-        case = entry["case"]
-        image, label = _preprocess(case, entry, preprocessing)
-        _check_volume(case, image, label, out_channels)
-        if check is not None:
-            check(case, image, label)
-        label = label.round().to(torch.uint8) if label.is_floating_point() else label.to(torch.uint8)
-        yield case, _to_slices(image, size, resize_images), _to_slices(label, size, resize_labels)
+        image, label = prepared_volume(entry, preprocessing, out_channels, check)
+        yield entry["case"], _to_slices(image, size, resize_images), _to_slices(label, size, resize_labels)
+
+
+def prepared_volume(
+    entry: Mapping[str, str],
+    preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]],
+    out_channels: int,
+    check: Check | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the image (1, X, Y, Z) or (C, H, W) float32 and the label uint8 that `preprocessing` makes of one entry.
+
+    Raises `InputError` with the name of the case, like `SliceDataset`.
+    """
+    case = entry["case"]
+    image, label = _preprocess(case, entry, preprocessing)
+    _check_volume(case, image, label, out_channels)
+    if check is not None:
+        check(case, image, label)
+    return image, label.round().to(torch.uint8) if label.is_floating_point() else label.to(torch.uint8)
 
 
 def _preprocess(

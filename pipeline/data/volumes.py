@@ -88,6 +88,8 @@ def _check_exists(path: Path, suffix: str | None) -> None:
         raise InputError(f"cannot open {path}: {getattr(error, 'strerror', error)}; check the path") from error
     if path.is_dir() and suffix is not None:
         raise InputError(f"{path} is a folder, though its name says {suffix}; give the file inside it")
+    if not path.is_dir() and not path.is_file():
+        raise InputError(f"{path} is no regular file; give a scan")  # reading a pipe or a device might never end
     if not path.is_dir() and suffix is None:
         raise InputError(f"{path} is of an unknown format; give {', '.join(SUFFIXES)} or a DICOM series folder")
 
