@@ -44,6 +44,7 @@ from pipeline.data import (
 )
 from pipeline.data.images import COLOUR, GREY
 from pipeline.errors import InputError, run_command
+from pipeline.spreadsheets import cells_of
 
 CLASSES: Mapping[int, str] = {1: "cancer"}
 FAILURES_FILE = "failures.csv"
@@ -277,7 +278,7 @@ def _tell(failures: Sequence[Failure], folder: Path) -> None:
     with open(folder / FAILURES_FILE, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("file", "error"), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(failure) for failure in failures)
+        writer.writerows(cells_of(asdict(failure)) for failure in failures)
 
 
 def _check_training(cases: Mapping[str, Sequence[Case]], failures: Sequence[Failure], images: Path) -> None:

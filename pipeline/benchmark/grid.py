@@ -16,6 +16,7 @@ from pipeline.benchmark.cells import Cell, Recipes, Step, build_cells
 from pipeline.benchmark.workers import Outcome, run_cells
 from pipeline.configuration import check_overrides
 from pipeline.errors import InputError
+from pipeline.spreadsheets import with_apostrophe
 
 logger = logging.getLogger(__name__)
 GRID_FILE, FAILURES_FILE = "benchmark.json", "failures.csv"
@@ -162,4 +163,5 @@ def _write_failures(run_dir: Path, outcome: Outcome) -> None:
     file.unlink(missing_ok=True)
     if outcome.failed:
         with replace_when_complete(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as lines:
-            csv.writer(lines).writerows([("run", "error"), *sorted(outcome.failed.items())])
+            rows = [("run", "error"), *sorted(outcome.failed.items())]
+            csv.writer(lines).writerows(map(with_apostrophe, row) for row in rows)

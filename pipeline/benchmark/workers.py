@@ -201,6 +201,9 @@ def run_config(config: Path, options: dict[str, Any]) -> None:
     """Run a bundle's config in this process, as `python -m monai.bundle run` does."""
     from monai.bundle import ConfigWorkflow
 
+    from pipeline.check_config import refuse_untrusted
+
+    refuse_untrusted([config])
     # The bundle's logging.conf would send the lines to this process's console.
     workflow = ConfigWorkflow(str(config), workflow_type=None, logging_file=False, **options)
     workflow.initialize()

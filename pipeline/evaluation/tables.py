@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-# A cell that begins with one of these is run as a formula when a spreadsheet opens the file.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+from pipeline.spreadsheets import with_apostrophe
 
 
 def columns_of(row: Any) -> tuple[str, ...]:
@@ -60,16 +59,6 @@ def text_number(value: float, decimals: int) -> str:
 def text_interval(low: float, high: float, decimals: int) -> str:
     """Return an interval for the console; `-` where it is not known (NaN)."""
     return "-" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
-
-
-def with_apostrophe(text: str) -> str:
-    """Return text for a cell: with an apostrophe before it where a spreadsheet would run it as a formula."""
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
-
-
-def without_apostrophe(cell: str) -> str:
-    """Return the text that `with_apostrophe` made a cell of."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA_STARTS) else cell
 
 
 def _cell(value: Any) -> str:

@@ -28,27 +28,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.name is None:
         print("\n".join((*NETWORKS, *FOREIGN)))
         return 0
-    network, size = _network(options)
-    print("\n".join(_summary(options.name, network, size)))
+    network, sides = _network(options)
+    print("\n".join(_summary(options.name, network, sides)))
     if options.taps or options.all:
-        print("\n".join(_tap_table(network, size, options.all)))
+        print("\n".join(_tap_table(network, sides, options.all)))
     return 0
 
 
-def _network(options: argparse.Namespace) -> tuple[nn.Module, int]:
-    """Return the network that the command line names, without values unless a file has them, and its image's side."""
+def _network(options: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the network that the command line names, without values unless a file has them, and its image's sides."""
     if options.size is not None and options.size < 1:
         raise InputError(f"--size is {options.size}; give a whole number from 1")
     if options.name.endswith(".pt") or Path(options.name).exists():
         if (options.in_channels, options.out_channels, options.options) != (None, None, None):
             raise InputError(f"{options.name} says itself how its network is built; give --size and --taps alone")
         model = load_model(options.name)
-        return model.network, options.size or model.size
+        return model.network, _sides(model.network, options.size or model.size)
     in_channels = 1 if options.in_channels is None else options.in_channels
     out_channels = 9 if options.out_channels is None else options.out_channels
     with torch.device("meta"):
         network = build_network(options.name, in_channels, out_channels, **_read_options(options.options))
-    return network, options.size or (network.size_divisor if network.fixed_size else SIZE)
+    return network, _sides(network, options.size or (network.size_divisor if network.fixed_size else SIZE))
+
+
+def _sides(network: nn.Module, size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (size,) * network.spatial_dims if isinstance(size, int) else size
 
 
 def _read_options(text: str | None) -> dict[str, Any]:
@@ -66,8 +70,7 @@ def _read_options(text: str | None) -> dict[str, Any]:
     return options
 
 
-def _summary(name: str, network: nn.Module, size: int) -> list[str]:
-    sides = (size,) * network.spatial_dims
+def _summary(name: str, network: nn.Module, sides: tuple[int, ...]) -> list[str]:
     image = " x ".join(map(str, (network.in_channels, *sides)))
     divisor = network.size_divisor
     return [
@@ -79,18 +82,18 @@ def _summary(name: str, network: nn.Module, size: int) -> list[str]:
     ]
 
 
-def _tap_table(network: nn.Module, size: int, with_layers: bool) -> list[str]:
+def _tap_table(network: nn.Module, sides: tuple[int, ...], with_layers: bool) -> list[str]:
     """Return a table of the modules that can be tapped, in the order in which they run.
 
     Single layers inside of blocks can be tapped like all others, but would hide them in a table.
     """
     blocks = {name for name, module in network.named_modules() if "." not in name or any(module.children())}
     maps = [one for one in distinct(feature_maps(network)) if with_layers or one.name in blocks]
-    padded = -(-size // network.size_divisor) * network.size_divisor
-    rows = [("module", f"output at {size}", "stride")]
+    padded = [-(-side // network.size_divisor) * network.size_divisor for side in sides]
+    rows = [("module", f"output at {' x '.join(map(str, sides)) if len(set(sides)) > 1 else sides[0]}", "stride")]
     for one in maps:
-        sides = [padded // stride for stride in one.strides]
-        rows.append((one.name, " x ".join(map(str, (one.channels, *sides))), one.stride))
+        shape = [side // stride for side, stride in zip(padded, one.strides, strict=True)]
+        rows.append((one.name, " x ".join(map(str, (one.channels, *shape))), one.stride))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return [f"{name:{widths[0]}}  {output:{widths[1]}}  {stride}" for name, output, stride in rows]
 

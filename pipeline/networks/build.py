@@ -50,7 +50,10 @@ def build_network(name: Any, in_channels: int = 1, out_channels: int = 2, **opti
         InputError: an unknown name, option or tap (the message names the nearest), or a value that makes no network.
     """
     name, own = _read_request(name)
-    for key, given in (("in_channels", in_channels), ("out_channels", out_channels)):
+    fixed = {"in_channels": in_channels, "out_channels": out_channels}
+    if options.get("spatial_dims") is not None:
+        fixed["spatial_dims"] = options["spatial_dims"]
+    for key, given in fixed.items():
         if own.pop(key, given) != given:
             raise InputError(f"network '{name}' is asked for with another {key} than the {given} of the data; drop it")
     options.update(own)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.benchmark import Cell, Step, run_cells
+from pipeline.check_config import TRUSTED
 
 CONFIG = """
 imports: [$import pathlib, $import time, $import os, $import signal]
@@ -28,9 +29,10 @@ EXPRESSIONS = {
 
 
 @pytest.fixture
-def configs(tmp_path) -> Path:
+def configs(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "configs"
     folder.mkdir()
+    monkeypatch.setenv(TRUSTED, str(folder))
     (folder / "metadata.json").write_text("{}")
     for name, expression in EXPRESSIONS.items():
         (folder / f"{name}.yaml").write_text(CONFIG.replace("{expression}", expression))

@@ -82,16 +82,16 @@ def test_shared_batch_norm_of_several_processes_is_refused(monkeypatch):
 # --- sobolev ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("weight", "expected"), [(1, 0.8), (-1, 3.2)])
-def test_sobolev_by_hand(weight, expected):
-    """Pixels 1 and -1, teacher logits (3 x, -4 x): classes 0 and 1, gradient (3, -4), of direction (0.6, -0.8).
+@pytest.mark.parametrize(("weight", "cosine"), [(1, 6 / 68**0.5), (-1, -6 / 68**0.5)])
+def test_sobolev_by_hand(weight, cosine):
+    """Pixels 1, -1 and 2, teacher logits (3 x, -4 x): classes 0, 1 and 0, gradient (3, -4, 3) of length sqrt 34.
 
-    The student's logits (x, 0) give (1, 0) for the same classes: 0.4^2 + 0.8^2 = 0.8. Its logits (-x, 0) give (-1, 0),
-    whatever its own classes would be: 1.6^2 + 0.8^2 = 3.2.
+    The student's logits (x, 0) give (1, 0, 1) for the same classes, of length sqrt 2: the cosine is 6 / sqrt 68, and
+    unit vectors are 2 - 2 cosine apart. Its logits (-x, 0) give the opposite, whatever its own classes would be.
     """
     pair = pair_of(Pointwise(weight, 0), Pointwise(3, -4), 2)
-    both = views(pair, row(1, -1))
-    assert float(SobolevTraining(pair)(*both, torch.zeros(1))["sobolev"].detach()) == pytest.approx(expected)
+    both = views(pair, row(1, -1, 2))
+    assert float(SobolevTraining(pair)(*both, torch.zeros(1))["sobolev"].detach()) == pytest.approx(2 - 2 * cosine)
 
 
 def test_sobolev_differentiates_the_gradient():
@@ -105,7 +105,7 @@ def test_sobolev_differentiates_the_gradient():
             moved = [1, 0.5]
             moved[index] += change
             other = pair_of(Pointwise(*moved), pair.teacher, 2)
-            values.append(float(SobolevTraining(other)(*both, torch.zeros(1))["sobolev"]))
+            values.append(float(SobolevTraining(other)(*both, torch.zeros(1))["sobolev"].detach()))
         assert float(pair.student.weights.grad[index]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
 
 
@@ -243,6 +243,23 @@ def test_lwm_is_that_of_the_deep_features_of_both_networks():
     found = LearningWithoutMemorizing(pair)(*views(pair, images), labels)["lwm"]
     torch.testing.assert_close(found, map_distance(*maps))
     assert float(found) > 0
+
+
+def test_lwm_differentiates_the_importance_of_features():
+    """The head's weights count only through the gradients of the logits: their own gradient is a second derivative."""
+    pair, (images, labels) = tiny_pair(), tiny_batch()
+    method, labels = LearningWithoutMemorizing(pair), torch.ones_like(labels)
+    both, weight = views(pair, images), pair.student.head.weight
+    method(*both, labels)["lwm"].backward()
+    values = []
+    for change in (1e-6, -1e-6):
+        with torch.no_grad():
+            weight[1, 2] += change
+        values.append(float(method(*both, labels)["lwm"].detach()))
+        with torch.no_grad():
+            weight[1, 2] -= change
+    assert float(weight.grad[1, 2].sum()) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+    assert float(weight.grad[1, 2].abs().sum()) > 1e-4
 
 
 def test_lwm_without_any_label_is_zero_with_a_gradient_of_zero():

@@ -20,6 +20,14 @@ def test_paraphraser_parameter_count(factor_channels, count):
     assert parameters_of(Paraphraser(256, factor_channels)) == count
 
 
+def test_paraphraser_of_volumes_keeps_resolution_too():
+    paraphraser, tap = Paraphraser(8, 3, spatial_dims=3), torch.randn(2, 8, 5, 4, 3)
+    assert paraphraser.encode(tap).shape == (2, 3, 5, 4, 3)
+    assert paraphraser(tap).shape == tap.shape
+    # Kernels of 27: 8 x 8, 8 x 3 and 3 x 3 there, the same back; biases 8 + 3 + 3 and 3 + 8 + 8.
+    assert parameters_of(paraphraser) == 2 * 27 * (64 + 24 + 9) + 33
+
+
 def test_paraphraser_keeps_resolution_and_reconstructs_the_channels():
     paraphraser, tap = Paraphraser(32, 6), torch.randn(2, 32, 7, 9)
     assert paraphraser.encode(tap).shape == (2, 6, 7, 9)

@@ -55,6 +55,18 @@ def test_everything_comes_back(tmp_path):
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["model.pt"]
 
 
+def test_network_of_volumes_keeps_the_sides_of_its_patches(tmp_path):
+    network = build_network("monai.networks.nets.SegResNet", 1, 3, spatial_dims=3, blocks_down=(1, 1), blocks_up=(1,))
+    save(tmp_path / "model.pt", network, size=(96, 64, 16))
+    model = load_model(tmp_path / "model.pt")
+    assert model.size == (96, 64, 16)
+    assert model.network.spatial_dims == 3
+    with pytest.raises(InputError, match="size of a network of volumes is 96; give the three sides"):
+        save(tmp_path / "model.pt", network, size=96)
+    with pytest.raises(InputError, match="size of a network of images"):
+        save(tmp_path / "model.pt", size=(96, 64, 16))
+
+
 def test_loading_draws_no_random_number(model_file):
     state = torch.get_rng_state()
     load_model(model_file)

@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.report import protocol_named
 from pipeline.evaluation.scores import STATUSES
 from pipeline.evaluation.surface import diagonal_mm
-from pipeline.evaluation.tables import without_apostrophe
+from pipeline.spreadsheets import without_apostrophe
 
 _EVALUATE = "evaluate the run again into its folder report (evaluate.yaml with --run_dir RUN/report)"
 _TEXT = ("case", "image", "organ", "class", "status")

@@ -18,7 +18,8 @@ from pipeline.evaluation.comparison.rows import ComparisonRow, MetricScore, Orga
 from pipeline.evaluation.comparison.run_files import HD95
 from pipeline.evaluation.comparison.runs import METHOD, Comparison
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, FEWEST_FOR_WILCOXON
-from pipeline.evaluation.tables import text_number, with_apostrophe
+from pipeline.evaluation.tables import text_number
+from pipeline.spreadsheets import with_apostrophe
 
 NOT_SIGNIFICANT = "n.s."
 TOO_FEW = "too few"
