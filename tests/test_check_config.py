@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -41,6 +42,8 @@ EXPRESSIONS = {
     "import of a part of MONAI that runs configs": ("$import monai.bundle as b", "import of monai.bundle"),
     "import of a function": ("$from torch import load", "torch.load"),
     "import under the name of builtins": ("$import math as __builtins__", "as __builtins__"),
+    "import of nothing": ("$import pipeline.nothing", "does not exist"),
+    "import of a function of nothing": ("$from torch.nothing import x", "import of torch.nothing"),
     "eval": ("$eval('1')", "name eval"),
     "exec": ("$exec('1')", "name exec"),
     "open": ("$open('/etc/passwd').read()", "name open"),
@@ -73,6 +76,8 @@ EXPRESSIONS = {
     "argument that hides a module": ("$(lambda torch: torch.load)(1)", "torch is given another meaning"),
     "globals of MONAI": ("$__local_refs", "without the name"),
     "context of processes": ("$@loader.multiprocessing_context.reducer.os.system('x')", "multiprocessing_context"),
+    "file of a class": ("$torch.UntypedStorage.from_file('x', True, 9)", "attribute from_file"),
+    "library for the GPU": ("$torch.cuda.memory.CUDAPluggableAllocator('x.so', 'a', 'b')", "Pluggable"),
     "file of an array": ("$np.zeros(3).tofile('x')", "attribute tofile"),
     "private part": ("$torch._C.Generator()", "torch._C is private"),
     "no expression": ("$1 +", "not an expression"),
@@ -174,6 +179,18 @@ def test_evil_in_the_merge_of_two_files_is_found(tmp_path):
     assert [str(finding) for finding in find([first])] == []
     told = find([first, second])
     assert [(finding.file, finding.key) for finding in told] == [(str(second), "net::_target_")]
+
+
+def test_evil_behind_a_key_of_the_same_path_is_found(tmp_path):
+    assert "os.getcwd" in found(tmp_path, '{"a": {"b::_target_": "torch.nn.Identity", "b": {"_target_": "os.getcwd"}}}')
+
+
+def test_evil_that_a_trusted_file_adds_to_is_refused(tmp_path, monkeypatch):
+    evil = save(tmp_path, {"handlers": ["$open('x')"]}, "evil.yaml")
+    own = save(tmp_path, {"+handlers": [1]}, "own.yaml")
+    monkeypatch.setenv(TRUSTED, str(own))
+    with pytest.raises(InputError, match=r"handlers::0: name open.* set GRAPHFLOW_TRUST_CONFIG=.*evil\.yaml"):
+        refuse_untrusted([evil, own])
 
 
 PITFALLS = {
@@ -316,3 +333,31 @@ def test_link_out_of_the_bundles_is_not_ours(tmp_path):
 
 def test_our_own_config_is_not_even_read():
     refuse_untrusted([BUNDLES / "synapse" / "configs" / "no_such_file.yaml"])
+
+
+def calls_in_our_code() -> list[tuple[str, ast.Call]]:
+    """Return every call in the code that is installed, with its place and the dotted name that it calls."""
+    calls = []
+    for package in ("pipeline", "data_prep"):
+        for file in sorted((BUNDLES.parent / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    calls.append((f"{file.name}:{node.lineno} {ast.unparse(node.func)}", node))
+    return calls
+
+
+def test_our_own_code_loads_data_alone_and_runs_no_text():
+    options = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+    running = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "os.system", "torch.jit.load"}
+    wrong, loads = [], 0
+    for place, call in calls_in_our_code():
+        name = place.split(" ", 1)[1]
+        if name in options:
+            loads += 1
+            given = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+            option, value = options[name]
+            wrong += [place] if given.get(option) is not value else []
+        shell = any(word.arg == "shell" for word in call.keywords)
+        wrong += [place] if name in running or shell else []
+    assert loads >= 3
+    assert wrong == []

@@ -42,11 +42,19 @@ Imports = dict[str, list[Imported]]
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing in a config that is outside the allow-list: the file, the path of keys to it, and what it is."""
+    """One thing in a config that is outside the allow-list: the path of keys to it, and what it is.
 
-    file: str
+    `files`: those that it may come from; the last of them that has the key is most likely to.
+    """
+
+    files: tuple[str, ...]
     key: str
     what: str
+
+    @property
+    def file(self) -> str:
+        """The file to name."""
+        return self.files[-1]
 
     def __str__(self) -> str:
         return " ".join(f"{self.file}: {self.key}: {self.what}".split())
@@ -118,7 +126,7 @@ class _Config:
         for file in files:
             _checked(file, "the command line")
             list(pitfalls(file))  # refuses what is too large or no YAML before MONAI reads it
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[list[tuple[str, Any]]] = []
         self.sources: dict[str, Path] = {}
         self.keys: list[tuple[Path, set[str]]] = []
         with warnings.catch_warnings():
@@ -132,8 +140,7 @@ class _Config:
             parser = _BoundedParser(ConfigParser.load_config_files([str(file) for file in self.files]))
             for _ in range(_MOST_PASSES):
                 parser.resolve_macro_and_relative_ids()
-                items: dict[str, Any] = {}
-                _collect(items, parser.get(), "")
+                items = _collected(parser.get(), "")
                 if self.rounds and items == self.rounds[-1]:
                     break
                 self.rounds.append(items)
@@ -146,22 +153,22 @@ class _Config:
     def findings(self, imports: Imports) -> list[Finding]:
         """Return what is outside the allow-list, and what the files say other than it seems; files of macros too."""
         files = {*self.files, *self.sources.values()}
-        found = {Finding(str(file), key, what) for file in files for key, what in pitfalls(file)}
-        return sorted(found | {Finding(str(self.file_of(id_)), id_, what) for id_, what in self.objections(imports)})
+        found = {Finding((str(file),), key, what) for file in files for key, what in pitfalls(file)}
+        return sorted(found | {Finding(self.files_of(id_), id_, what) for id_, what in self.objections(imports)})
 
-    def file_of(self, id_: str) -> Path:
-        """Return the file that an item comes from, at least the last that may have changed it."""
+    def files_of(self, id_: str) -> tuple[str, ...]:
+        """Return the file whose macro made an item, else all files with its key at their top."""
         for source in sorted(self.sources, key=len, reverse=True):
             if f"{id_}::".startswith(f"{source}::"):
-                return self.sources[source]
+                return (str(self.sources[source]),)
         top = id_.split("::")[0]
-        return next((file for file, keys in reversed(self.keys) if top in keys), self.files[-1])
+        return tuple(str(file) for file, keys in self.keys if top in keys) or tuple(map(str, self.files))
 
     def imports(self) -> Imports:
         """Return what imported names stand for, those outside the allow-list left out."""
         found: Imports = {name: [(import_module(module), ())] for name, module in _GLOBALS.items()}
         for items in self.rounds:
-            for value in items.values():
+            for _, value in items:
                 statement = import_of(value[1:]) if isinstance(value, str) and value.startswith("$") else None
                 if statement is not None and _objection_to_import(statement) is None:
                     name, meant = _imported(statement)
@@ -171,9 +178,10 @@ class _Config:
 
     def objections(self, imports: Imports) -> Iterator[tuple[str, str]]:
         """Yield the id of each item with something outside the allow-list, and what that is."""
-        for items in self.rounds:
-            held = _holding_imports(items)
-            for id_, value in items.items():
+        for pairs in self.rounds:
+            items = dict(reversed(pairs))  # of two with one id, MONAI resolves references to the first
+            held = _holding_imports(pairs)
+            for id_, value in pairs:
                 key = id_.rpartition("::")[2]
                 if isinstance(value, str) and not (key in _LOOKED_UP and not value.startswith("$")):
                     yield from ((id_, what) for what in _objections_to_string(value, imports, held))
@@ -271,22 +279,23 @@ def _imported(statement: Any) -> tuple[str, Imported]:
     return name, (import_module(alias.name), ())
 
 
-def _holding_imports(items: dict[str, Any]) -> dict[str, Any]:
+def _holding_imports(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the ids of all imports, and of all items around them."""
     held = {}
-    for id_, value in items.items():
+    for id_, value in items:
         if isinstance(value, str) and value.startswith("$") and import_of(value[1:]) is not None:
             parts = id_.split("::")
             held.update({"::".join(parts[:count]): value for count in range(len(parts) + 1)})
     return held
 
 
-def _collect(items: dict[str, Any], config: Any, id_: str) -> None:
-    """Gather all items by id in MONAI's order, the inner before the outer: the first of an id counts."""
+def _collected(config: Any, id_: str) -> list[tuple[str, Any]]:
+    """Return all items with their ids in MONAI's order, the inner before the outer; keys with :: may repeat an id."""
+    items = []
     if isinstance(config, dict | list):
         for _, below, value in ReferenceResolver.iter_subconfigs(id_, config):
-            _collect(items, value, below)
-    items.setdefault(id_, config)
+            items += _collected(value, below)
+    return [*items, (id_, config)]
 
 
 def _top_keys(file: Path) -> set[str]:

@@ -37,14 +37,15 @@ _STANDARD: dict[str, frozenset[str]] = {
 _DENIED = frozenset(
     {
         *("monai.data.torchscript_utils", "monai.networks.trt_compiler", "monai.networks.blocks.hyena"),
-        *("monai.handlers.clearml_handlers", "monai.handlers.mlflow_handler", "monai.losses.perceptual"),
-        *("monai.networks.nets.flexible_unet.FlexUNetEncoderRegister", "monai.utils.misc.run_cmd"),
-        *("monai.utils.misc.save_obj", "pipeline.benchmark.workers", "torch.compile", "torch.from_file"),
+        *("monai.handlers.clearml_handlers", "monai.handlers.mlflow_handler", "monai.handlers.trt_handler"),
+        *("monai.losses.perceptual", "monai.networks.nets.flexible_unet.FlexUNetEncoderRegister"),
+        *("monai.utils.misc.run_cmd", "monai.utils.misc.save_obj", "pipeline.benchmark.workers"),
+        *("torch.CompilationUnit", "torch.PyTorchFileReader", "torch.PyTorchFileWriter", "torch.from_file"),
         *("torch.import_ir_module", "torch.import_ir_module_from_buffer", "torch.load", "torch.save"),
-        *("torch.cuda.jiterator", "torch.nn.utils.stateless"),
+        *("torch.cuda.gds", "torch.cuda.jiterator", "torch.cuda.memory.CUDAPluggableAllocator", "torch.cuda.tunable"),
+        "torch.utils.data.datapipes",
         *(f"numpy.{name}" for name in ("load", "save", "savez", "savez_compressed", "savetxt", "loadtxt", "test")),
         *(f"numpy.{name}" for name in ("DataSource", "fromfile", "fromregex", "genfromtxt", "memmap")),
-        *("numpy.lib.npyio.DataSource", "numpy.set_string_function"),
     }
 )
 # Arguments of these may be the name of something to call, which MONAI then looks up.
@@ -61,7 +62,7 @@ _HARMLESS_NAMES = {"array", "code", "copy", "math", "profile", "queue", "select"
 _RISKY_ATTRIBUTES = frozenset(
     {
         *("f_back", "f_builtins", "f_code", "f_globals", "f_locals", "format", "format_map", "mro"),
-        *("dump", "dumps", "exec", "fromfile", "import_module", "load_library", "loads", "memmap"),
+        *("dump", "dumps", "exec", "from_file", "fromfile", "import_module", "load_library", "loads", "memmap"),
         *("multiprocessing_context", "open", "popen", "read_text", "reducer", "spawn", "system", "tofile"),
         *("unlink", "write_bytes", "write_text"),
     }
@@ -83,7 +84,13 @@ def objection_to_module(name: str) -> str | None:
     """Return what speaks against importing a module of that name, or None."""
     if any(part.startswith("_") for part in name.split(".")):
         return f"{name} is private"
-    return None if _is_near_allowed(name) else f"import of {name}, which is outside the allow-list"
+    if not _is_near_allowed(name):
+        return f"import of {name}, which is outside the allow-list"
+    try:
+        import_module(name)
+    except ImportError:
+        return f"import of {name}, which {UNKNOWN}"
+    return None
 
 
 def objection_to_chain(start: ModuleType, parts: list[str], expression: bool = False) -> str | None:

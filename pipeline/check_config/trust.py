@@ -37,10 +37,11 @@ def refuse_untrusted(files: Sequence[str | os.PathLike[str]], more: Sequence[str
     if all(is_trusted(file) for file in (*files, *more)):
         return
     found = [*find(files), *(find_in_each([*files, *more]) if more else ())]
-    untrusted = [finding for finding in found if not is_trusted(finding.file)]
+    untrusted = [finding for finding in found if not all(map(is_trusted, finding.files))]
     if untrusted:
+        file = next(file for file in reversed(untrusted[0].files) if not is_trusted(file))
         others = f" (and {len(untrusted) - 1} more)" if len(untrusted) > 1 else ""
         raise InputError(
             f"{untrusted[0]}{others}; python -m pipeline.check_config lists what speaks against running it. If you have"
-            f" read that file and trust it, set {TRUSTED}={untrusted[0].file}"
+            f" read that file and trust it, set {TRUSTED}={file}"
         )

@@ -80,7 +80,8 @@ class TrainingStateSaver:
 
     The file holds the network, optimizer, schedule, gradient scaler, the distiller's own parts, the position of the
     run, the best validation metric, and of each process augmentation and random states: as tensors and primitives,
-    loadable with `weights_only=True`. A resumed run goes on as if it had never stopped.
+    loadable with `weights_only=True`. A resumed run goes on as if it had never stopped. The first epoch's state is
+    written before its validation too, so that no `model.pt` is ever there without a state.
 
     SIGTERM and SIGINT are obeyed at the end of the iteration, in training or in validation: the state is saved there
     and the run ends with `Stopped` (exit code 143 or 130). All processes of a run stop at the same iteration. Amid an
@@ -107,7 +108,7 @@ class TrainingStateSaver:
     ) -> None:
         self.path, self.lr_scheduler, self.evaluator = Path(path), lr_scheduler, evaluator
         self.resume, self.interval, self.recipe = resume, interval, dict(recipe or {})
-        self._signals, self._before_validation = StopSignals(), None
+        self._signals, self._before_validation, self._is_written = StopSignals(), None, False
 
     def attach(self, engine: Engine) -> None:
         """Begin when the trainer's `run` does.
@@ -134,6 +135,8 @@ class TrainingStateSaver:
     def _after_iteration(self, trainer: Any) -> None:
         if trainer.state.iteration == trainer.state.epoch * trainer.state.epoch_length:
             self._before_validation = _own_state(trainer)
+            if not self._is_written:  # a model without a state could not be told from one whose state was deleted
+                self._save(trainer, trainer.state.epoch - 1, self._before_validation)
         if number := self._signals.received():
             self._stop(trainer, number, _own_state(trainer))
 
@@ -171,7 +174,7 @@ class TrainingStateSaver:
 
     def _save(self, trainer: Any, epochs: int, own: Mapping[str, Any]) -> None:
         """Write the state of a run that has done and validated `epochs` epochs; collective."""
-        states = distributed.gathered(own)
+        states, self._is_written = distributed.gathered(own), True
         if distributed.is_main():
             write_tensors(self.path, {**self._collect(trainer, epochs), "processes": states})
 
@@ -250,7 +253,7 @@ class TrainingStateSaver:
 
     def _take_position(self, trainer: Any, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         epochs, iteration, length = (state["position"][name] for name in ("epoch", "iteration", "epoch_length"))
-        seen = iteration - epochs * length
+        seen, self._is_written = iteration - epochs * length, True
         trainer.state.epoch, trainer.state.iteration = epochs, iteration
         restore_random_state(own["random"])
         for parameter, gradient in zip(_accumulating(trainer), state["gradients"], strict=True):

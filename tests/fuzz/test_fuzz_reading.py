@@ -20,7 +20,7 @@ from fuzz_process import ReadingProcess
 from hypothesis import HealthCheck, given, settings
 
 MOST_CPU_SECONDS = 10  # a damaged file of a few hundred bytes takes milliseconds
-QUICK, LONG = 40, int(os.environ.get("GRAPHFLOW_FUZZ_INPUTS", "3000"))
+QUICK, LONG = 40, int(os.environ.get("GRAPHFLOW_FUZZ_INPUTS", "1000"))
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,19 @@ def test_round_trip_gives_the_same_factors_frozen(tmp_path):
     assert not any(parameter.requires_grad for paraphraser in loaded for parameter in paraphraser.parameters())
 
 
+def test_taps_of_volumes_are_reconstructed_and_come_back_from_the_file(tmp_path):
+    shape = {"spatial_dims": 3, "blocks_down": (1, 1, 1), "blocks_up": (1, 1), "init_filters": 8}
+    network = TeacherReconstruction(build_network("monai.networks.nets.SegResNet", **shape), (3, 4))
+    images = torch.rand(1, 1, 8, 8, 4)
+    assert all(reconstruction.shape == tap.shape for reconstruction, tap in network(images))
+    assert all(share > 0 for share in unexplained_variance(network, [images]))
+    save_paraphrasers(tmp_path / "p.pt", network.paraphrasers, "abc")
+    tap = torch.rand(1, network.paraphrasers[1].in_channels, 4, 4, 2)
+    loaded = load_paraphrasers(tmp_path / "p.pt", "abc")
+    torch.testing.assert_close(loaded[1].encode(tap), network.paraphrasers[1].encode(tap))
+    assert loaded[1].encode(tap).shape == (1, 4, 4, 4, 2)
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "no paraphraser file"), (b"", "cannot be read"), ({"a": 1}, "is not a paraphraser")]
 )

@@ -51,6 +51,20 @@ def test_stopped_during_validation(straight, tmp_path):
     assert differences(straight, resumed(tmp_path / "last.pt")) == []
 
 
+def test_killed_between_the_first_model_and_the_first_state(straight, tmp_path):
+    """A model without a state once made --resume auto refuse the folder of a killed run."""
+
+    def die(_) -> None:
+        raise KeyboardInterrupt
+
+    trainer, evaluator = make_run(tmp_path / "last.pt")
+    evaluator.add_event_handler(Events.COMPLETED, die)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert whole_state(tmp_path / "last.pt")["position"] == {"epoch": 0, "iteration": 3, "epoch_length": 3}
+    assert differences(straight, resumed(tmp_path / "last.pt")) == []
+
+
 def test_distillation_stopped_again_and_again(tmp_path):
     make_run(tmp_path / "straight.pt", distilled=True)[0].run()
     for where in (2, 3, "validation", 5, 7):

@@ -44,6 +44,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """Return every scalar in the event files of a folder; nothing where there are none."""
     if not any(folder.glob("*tfevents*")):
         return {}
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file that it has read to its end
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     curves = {}
