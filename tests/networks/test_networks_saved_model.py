@@ -150,8 +150,8 @@ def test_folder_that_cannot_be_written(tmp_path):
 def test_failed_write_leaves_the_last_good_file(model_file, monkeypatch):
     before = model_file.read_bytes()
 
-    def break_off(content, path):
-        path.write_bytes(b"half")
+    def break_off(content, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", break_off)
