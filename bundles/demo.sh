@@ -24,12 +24,13 @@ say "scans 4/7 student without distillation"
 bundle synapse train "${RECIPE[@]}" --network mobile_unet --epochs 6 --run_dir $OUT/student
 say "scans 5/7 student with Graph Flow"
 bundle synapse distill "${RECIPE[@]}" --student mobile_unet --epochs 6 --settings "{'adversarial_kind':'hinge'}" --teacher $OUT/teacher/model.pt --paraphraser $OUT/paraphraser/paraphraser.pt --run_dir $OUT/graph_flow
-say "scans 6/7 reports on the test scans"
+say "scans 6/7 reports on the test scans, and their comparison"
 for run in teacher student graph_flow; do
-  bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$run/model.pt --run_dir $OUT/report_$run
+  bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$run/model.pt --run_dir $OUT/$run/report
 done
 python -m pipeline.evaluation.figures --dataset $OUT/data --output $OUT/comparison.png \
-  --predictions teacher=$OUT/report_teacher/predictions student=$OUT/report_student/predictions "graph flow"=$OUT/report_graph_flow/predictions
+  --predictions teacher=$OUT/teacher/report/predictions student=$OUT/student/report/predictions "graph flow"=$OUT/graph_flow/report/predictions
+python -W ignore -m pipeline.evaluation.compare $OUT/teacher $OUT/student $OUT/graph_flow --dataset $OUT/data --output $OUT/comparison
 say "scans 7/7 a held-out scan, segmented by the distilled student"
 bundle synapse inference --checkpoint $OUT/graph_flow/model.pt --input $OUT/data/images/phantom_11.nii.gz --output_dir $OUT/segmented
 
@@ -45,8 +46,8 @@ say "slides 3/5 ENet with Graph Flow, after the paraphrasers"
 bundle gastric paraphrase --dataset_dir $SLIDES/data --batch_size 8 --epochs 3 --student enet --teacher $SLIDES/teacher/model.pt --run_dir $SLIDES/paraphraser
 bundle gastric distill "${RECIPE[@]}" --student enet --epochs 20 --settings "{'adversarial': 0}" --teacher $SLIDES/teacher/model.pt --paraphraser $SLIDES/paraphraser/paraphraser.pt --run_dir $SLIDES/graph_flow
 say "slides 4/5 its report on the test pictures"
-bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/graph_flow/model.pt --run_dir $SLIDES/report_graph_flow
+bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/graph_flow/model.pt --run_dir $SLIDES/graph_flow/report
 say "slides 5/5 the whole slide, segmented"
 bundle gastric inference --checkpoint $SLIDES/graph_flow/model.pt --input $SLIDES/whole.tif --output_dir $SLIDES/segmented
 
-say "done: $OUT/report_*/per_organ.csv, $OUT/comparison.png, $OUT/segmented, $SLIDES/report_graph_flow/per_class.csv, $SLIDES/segmented/whole_overview.png"
+say "done: $OUT/*/report/per_organ.csv, $OUT/comparison/comparison.html, $OUT/comparison.png, $OUT/segmented, $SLIDES/graph_flow/report/per_class.csv, $SLIDES/segmented/whole_overview.png"

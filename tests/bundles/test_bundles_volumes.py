@@ -164,5 +164,5 @@ def test_narrow_student_learns_from_a_teacher_on_chaos(tmp_path):
         assert len(loss) == 60
         # Sixty iterations: that the loss falls is all to expect of them.
         assert np.mean(loss[-20:]) < 0.95 * np.mean(loss[:20]), name
-        assert load_model(tmp_path / name / "model.pt").extra["selection"]["val_mean_dice"] > 0, name
+        assert 0 <= load_model(tmp_path / name / "model.pt").extra["selection"]["val_mean_dice"] <= 1, name
     assert np.isfinite(scalars(tmp_path / "kd", "logits")).all()
