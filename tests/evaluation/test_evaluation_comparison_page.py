@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import base64
-import sys
 import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
