@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn
 
 BAD_INPUT = 2
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # What a disk says that is full, over quota, limited, read-only, broken, or gone from the network.
@@ -67,6 +69,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and exit with its code; what `report_input_errors` names becomes one line likewise."""
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `COMMAND | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        code = BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
         reported = _report(error)
         if reported is None:

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.errors import InputError, run_command
@@ -129,3 +133,11 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: unknown network 'fannet'")
     assert error.count("\n") == 1
+
+
+def test_reader_that_has_read_enough_ends_the_command_in_silence():
+    command = f"{shlex.quote(sys.executable)} -W ignore -m pipeline.networks enet --taps --all | head -1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("enet")
+    assert result.stderr == ""
+    assert result.returncode in (0, 141)  # 0 where all fitted into the pipe
