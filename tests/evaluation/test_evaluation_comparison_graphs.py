@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from picture_runs import copied_runs, slide_run, write_finished
+from picture_runs import slide_run
 
 from pipeline.data import (
-    Dataset,
-    load_dataset,
     read_volume,
 )
 from pipeline.data.slides import open_slide
@@ -33,21 +30,6 @@ from pipeline.evaluation.comparison.graph_pictures import (
 from pipeline.inference import segment
 from pipeline.networks import Paraphraser, load_model
 from pipeline.training import save_paraphrasers
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return write_finished(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def runs(finished, tmp_path) -> dict[str, Path]:
-    return copied_runs(finished, tmp_path)
-
-
-@pytest.fixture
-def scans(finished) -> Dataset:
-    return load_dataset(finished / "data")
 
 
 class TestGraphs:

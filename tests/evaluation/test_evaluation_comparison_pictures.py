@@ -3,17 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from picture_runs import a_run, an_arm, copied_runs, write_finished
+from picture_runs import a_run, an_arm
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.data import (
-    Dataset,
-    load_dataset,
-)
 from pipeline.evaluation.comparison import Comparison, arrange, read_runs
 from pipeline.evaluation.comparison.box_plots import box_figure
 from pipeline.evaluation.comparison.cost import Cost
@@ -22,21 +16,6 @@ from pipeline.evaluation.comparison.curves import Curve, averaged, curve_figure,
 from pipeline.evaluation.comparison.pictures import draw_all
 from pipeline.evaluation.comparison.rows import ComparisonRow, MetricScore, comparison_rows
 from pipeline.evaluation.comparison.style import arm_styles, families, picture_style, save_picture
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return write_finished(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def runs(finished, tmp_path) -> dict[str, Path]:
-    return copied_runs(finished, tmp_path)
-
-
-@pytest.fixture
-def scans(finished) -> Dataset:
-    return load_dataset(finished / "data")
 
 
 class TestCurves:

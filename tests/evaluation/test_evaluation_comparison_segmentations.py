@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from picture_runs import CASES, a_run, an_arm, copied_runs, slide_run, write_finished
+from picture_runs import CASES, a_run, an_arm, slide_run
 
 from pipeline.data import (
-    Dataset,
-    load_dataset,
     write_png,
 )
 from pipeline.data.slides import open_slide
@@ -28,21 +24,6 @@ from pipeline.evaluation.comparison.paper_figure import (
 from pipeline.evaluation.comparison.style import picture_style
 from pipeline.inference import tile_inferer_of
 from pipeline.networks import load_model
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return write_finished(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def runs(finished, tmp_path) -> dict[str, Path]:
-    return copied_runs(finished, tmp_path)
-
-
-@pytest.fixture
-def scans(finished) -> Dataset:
-    return load_dataset(finished / "data")
 
 
 class TestCases:
