@@ -7,20 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor, dense_patch_slices
-from monai.inferers import Inferer, SlidingWindowInferer
+from monai.data import dense_patch_slices
+from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
 from pipeline.data.intensity import IntensityRule
 from pipeline.data.patches import patch_sides
 from pipeline.errors import InputError
 from pipeline.inference.logits import Network, amp_dtype_of, check_finite, device_of
+from pipeline.inference.volume_inferer import VolumeInferer
 from pipeline.networks import PaddedInferer
 
 _MOST_CLASSES = 256  # label maps are uint8
 
 
-class PatchInferer(Inferer):
+class PatchInferer(VolumeInferer):
     """Segments volumes (B, 1, X, Y, Z) of raw intensities, oriented to RAS, into label maps (B, 1, X, Y, Z) uint8.
 
     The intensity window is taken once from each whole volume. Patches overlap and their logits are blended by MONAI's
@@ -64,17 +65,6 @@ class PatchInferer(Inferer):
         self._blend = SlidingWindowInferer(
             self.patch_size, sw_batch_size=patches_per_batch, overlap=overlap, mode="gaussian", with_coord=True
         )
-
-    def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the labels of `inputs`; further arguments go to the network."""
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise ValueError(f"inputs must be (B, 1, X, Y, Z), not {tuple(inputs.shape)}")
-        volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        labels = torch.empty(volumes.shape, dtype=torch.uint8, device=volumes.device)
-        with torch.inference_mode():
-            for volume, target in zip(volumes[:, 0], labels[:, 0], strict=True):
-                self._segment(volume, target, network, *args, **kwargs)
-        return MetaTensor(labels).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else labels
 
     def _segment(self, volume: Tensor, target: Tensor, network: Network, *args: Any, **kwargs: Any) -> None:
         """Fill `target` (X, Y, Z) with the labels of `volume` (X, Y, Z)."""

@@ -11,19 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from monai.inferers import Inferer
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.intensity import IntensityRule
 from pipeline.errors import InputError
 from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
+from pipeline.inference.volume_inferer import VolumeInferer
 
 _MOST_CLASSES = 256  # label maps are uint8
 
 
-class SliceWiseInferer(Inferer):
+class SliceWiseInferer(VolumeInferer):
     """Segments volumes (B, 1, X, Y, Z) of raw intensities, oriented to RAS, into label maps (B, 1, X, Y, Z) uint8.
 
     Each chunk of axial slices is scaled to [0, 1], resized to the training size, segmented, and its logits are brought
@@ -53,17 +52,6 @@ class SliceWiseInferer(Inferer):
         self.intensity = intensity if isinstance(intensity, IntensityRule) else IntensityRule.from_dict(intensity)
         self.slices_per_chunk = slices_per_chunk
         self._logits = LogitsAtTrainingSize(size, amp_dtype, _MOST_CLASSES)
-
-    def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the labels of `inputs`; further arguments go to the network."""
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise ValueError(f"inputs must be (B, 1, X, Y, Z), not {tuple(inputs.shape)}")
-        volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        labels = torch.empty(volumes.shape, dtype=torch.uint8, device=volumes.device)
-        with torch.inference_mode():
-            for volume, target in zip(volumes[:, 0], labels[:, 0], strict=True):
-                self._segment(volume, target, network, *args, **kwargs)
-        return MetaTensor(labels).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else labels
 
     def _segment(self, volume: Tensor, target: Tensor, network: Network, *args: Any, **kwargs: Any) -> None:
         """Fill `target` (X, Y, Z) with the labels of `volume` (X, Y, Z)."""
