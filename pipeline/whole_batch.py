@@ -26,12 +26,14 @@ class _Sum(Function):
 
     @staticmethod
     def forward(ctx: Any, mine: torch.Tensor) -> torch.Tensor:
+        """Return the sum, of the shape of `mine`."""
         total = mine.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the processes' gradients."""
         return _Sum.apply(gradient.contiguous())
 
 
@@ -40,6 +42,7 @@ class _WholeBatch(Function):
 
     @staticmethod
     def forward(ctx: Any, mine: torch.Tensor) -> torch.Tensor:
+        """Return (N B, ...) of `mine` (B, ...)."""
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, mine)
         return torch.stack(parts, dim=1).flatten(0, 1)  # DistributedSampler gives process r the items r, r + N, ...
@@ -47,6 +50,7 @@ class _WholeBatch(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of this process's items (B, ...)."""
         # All processes compute the same from the same batch, so the sum of their gradients is N times each one's own.
         return dist.get_world_size() * gradient[dist.get_rank() :: dist.get_world_size()]
 

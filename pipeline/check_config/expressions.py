@@ -96,6 +96,7 @@ class _Inspector:
         self.inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
 
     def objections(self) -> Iterator[str]:
+        """Yield what of the expression is outside the allow-list, in words."""
         for name in sorted(self.bound):
             if name in self.modules or name.startswith("_"):
                 yield f"{name} is given another meaning"

@@ -74,6 +74,7 @@ class PatchInferer(VolumeInferer):
             raw = volume[None, None, ..., seen].to(device)
 
             def run(patches: Tensor, places: list[list[slice]], start: int = seen.start) -> Tensor:
+                """Return the checked logits of patches of this slab."""
                 return self._logits(patches, places, start, network, *args, **kwargs)
 
             logits = self._blend(self.intensity.scale(raw, window), run)

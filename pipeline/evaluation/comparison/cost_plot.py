@@ -114,6 +114,7 @@ def apart(values: Sequence[float], distance: float, low: float = -math.inf, high
     """
 
     def centre(group: Sequence[int]) -> float:
+        """Return where the middle of a group of labels goes: their mean, moved inside the bounds."""
         half = distance * (len(group) - 1) / 2
         mean = sum(values[member] for member in group) / len(group)
         return max(low + half, min(high - half, mean))

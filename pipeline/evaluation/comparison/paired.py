@@ -167,6 +167,7 @@ def _pooled(name: str, title: str, figure: Callable[[np.ndarray], np.ndarray]) -
     """Return the metric of the counts of all images together."""
 
     def drawn(run: Run, weights: np.ndarray) -> np.ndarray:
+        """Return the metric of each draw, (draws,), from how often it has each image, (draws, images)."""
         counts = image_counts(run)
         return figure((weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:]))
 
