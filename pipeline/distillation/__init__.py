@@ -7,7 +7,7 @@ from pipeline.distillation.catalogue import METHODS, UNSUITED, needs_paraphraser
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
 from pipeline.distillation.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
-from pipeline.distillation.logits import LogitsDistillation, LogitsLoss
+from pipeline.distillation.kd import KnowledgeDistillation, KnowledgeDistillationLoss
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
@@ -24,8 +24,8 @@ __all__ = [
     "GraphFlow",
     "GraphFlowLoss",
     "GraphFlowPreset",
-    "LogitsDistillation",
-    "LogitsLoss",
+    "KnowledgeDistillation",
+    "KnowledgeDistillationLoss",
     "Pair",
     "Schedule",
     "Tapped",

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from pipeline.distillation.extra_runs import run_again, seen_images
-from pipeline.distillation.logits import LogitsLoss
+from pipeline.distillation.kd import KnowledgeDistillationLoss
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.relations import unit_vectors
 from pipeline.distillation.settings import check_number, check_whole
@@ -69,7 +69,7 @@ def boundary_images(
 
 
 class BoundarySamples(DistillationMethod):
-    """`LogitsLoss` on `boundary_images` as a method with the single term `bss`.
+    """`KnowledgeDistillationLoss` on `boundary_images` as a method with the single term `bss`.
 
     It is costly: on a share of the batch, the teacher runs forward and back `steps` times and once more, and the
     student once, which leaves the statistics of its batch normalisation alone. The authors move a part of each batch
@@ -78,7 +78,7 @@ class BoundarySamples(DistillationMethod):
 
     Args:
         pair: its networks are run again, the student in its own mode.
-        weight: of the term. The original's 2, divided by the temperature squared: `LogitsLoss` has that factor.
+        weight: of the term. The original's 2, divided by the temperature squared: the loss has that factor.
         temperature: of both networks' probabilities.
         steps: how often the images are moved.
         step: by how much, in standard deviations of an image; three of 0.1 change the teacher's class of some 5 % of
@@ -100,7 +100,7 @@ class BoundarySamples(DistillationMethod):
         share: float = 0.25,
     ) -> None:
         super().__init__({"bss": weight})
-        self.loss = LogitsLoss(check_number("bss", "temperature", temperature))
+        self.loss = KnowledgeDistillationLoss(check_number("bss", "temperature", temperature), balance=0)
         self.steps, self.step = check_whole("bss", "steps", steps, 1), check_number("bss", "step", step)
         self.share = check_number("bss", "share", share, most=1)
         self.pair = pair

@@ -21,10 +21,9 @@ from pipeline.distillation.ft import FactorTransfer
 from pipeline.distillation.graph_flow_preset import build_graph_flow
 from pipeline.distillation.ifvd import IntraClassVariation
 from pipeline.distillation.irg import RelationshipGraph
-from pipeline.distillation.logits import LogitsDistillation
+from pipeline.distillation.kd import KnowledgeDistillation
 from pipeline.distillation.logits_mse import LogitsMatching
 from pipeline.distillation.lwm import LearningWithoutMemorizing
-from pipeline.distillation.method import Pair
 from pipeline.distillation.nst import NeuronSelectivity
 from pipeline.distillation.ofd import FeatureOverhaul
 from pipeline.distillation.pkt import ProbabilisticTransfer
@@ -34,17 +33,11 @@ from pipeline.distillation.sobolev import SobolevTraining
 from pipeline.distillation.sp import SimilarityPreserving
 from pipeline.distillation.vid import VariationalInformation
 
-
-def build_kd(pair: Pair, *, weight: float = 1.0, temperature: float = 4.0) -> LogitsDistillation:
-    """Knowledge distillation of Hinton et al.: the student's class probabilities at each pixel follow the teacher's."""
-    return LogitsDistillation(weight, temperature)
-
-
 # A builder takes a `Pair`, then settings as keywords, which users may give: most are the method's class itself.
 METHODS: dict[str, Callable[..., Any]] = {
     "graph_flow": build_graph_flow,
     "coco": build_coco,
-    "kd": build_kd,
+    "kd": KnowledgeDistillation,
     "at": AttentionTransfer,
     "fitnet": FitNet,
     "fsp": FlowOfSolution,
@@ -63,7 +56,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ab": ActivationBoundaries,
     "ofd": FeatureOverhaul,
     "afd": AttentiveFeatures,
-    "logits": LogitsMatching,
+    "logits_mse": LogitsMatching,
     "dml": MutualLearning,
     "sobolev": SobolevTraining,
     "lwm": LearningWithoutMemorizing,

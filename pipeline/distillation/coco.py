@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation.adversary import build_adversary
-from pipeline.distillation.logits import LogitsDistillation
+from pipeline.distillation.kd import BALANCE, TEMPERATURE, KnowledgeDistillation
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.relations import NOTHING, common_grid, largest_grid, region_vectors, unit_vectors
 from pipeline.distillation.settings import check_whole
@@ -110,31 +110,33 @@ def build_coco(
     pair: Pair,
     *,
     weight: float = 2.0,
-    logits: float = 1.0,
+    kd: float = 1.0,
     adversarial: float = 0.1,
     grid: int | None = None,
-    temperature: float = 4.0,
+    temperature: float = TEMPERATURE,
+    balance: float = BALANCE,
     adversarial_kind: str = "wgan-gp",
 ) -> dict[str, DistillationMethod]:
-    """Return CoCo whole, as the paper trains it: the correlation, logits distillation and the adversary.
+    """Return CoCo whole, as the paper trains it: the correlation, knowledge distillation and the adversary.
 
     The parts beside the correlation have the weights that they have in Graph Flow, so that the two can be compared.
 
     Args:
         pair: the two networks.
         weight: weight of the correlation.
-        logits: weight of logits distillation; 0 leaves it out.
+        kd: weight of knowledge distillation; 0 leaves it out.
         adversarial: weight of the adversary; 0 leaves it out.
         grid: see `CoCo`.
-        temperature: of logits distillation.
+        temperature: of knowledge distillation.
+        balance: likewise, see `kd`.
         adversarial_kind: "wgan-gp" or "hinge".
 
     Raises:
         InputError: a setting is wrong, or the images are too small for the discriminator.
     """
     methods: dict[str, DistillationMethod] = {"coco": CoCo(pair, weight=weight, grid=grid)}
-    if logits != 0:
-        methods["kd"] = LogitsDistillation(logits, temperature)
+    if kd != 0:
+        methods["kd"] = KnowledgeDistillation(pair, weight=kd, temperature=temperature, balance=balance)
     if adversarial != 0:  # a discriminator that nobody listens to would only cost time
         methods["adversary"] = build_adversary("coco", "adversarial", pair, adversarial, adversarial_kind)
     return methods

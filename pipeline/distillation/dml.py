@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.extra_runs import seen_images
-from pipeline.distillation.logits import LogitsLoss
+from pipeline.distillation.kd import KnowledgeDistillationLoss
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.settings import check_number
 from pipeline.distributed import average_gradients
@@ -60,7 +60,7 @@ class MutualLearning(DistillationMethod):
         super().__init__({"dml": weight})
         check_number("dml", "learning_rate", learning_rate)
         self.peer = untrained_copy(pair.student)
-        self.inferer, self.loss = pair.inferer, LogitsLoss(temperature=1.0)
+        self.inferer, self.loss = pair.inferer, KnowledgeDistillationLoss(temperature=1.0, balance=0)
         self.optimizer = torch.optim.Adam(self.peer.parameters(), lr=learning_rate)
         self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, max(pair.total_steps, 1), POWER)
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.distillation.adapters import resized
 from pipeline.distillation.at import attention_loss
 from pipeline.distillation.class_regions import class_masks, class_means
-from pipeline.distillation.logits import LogitsLoss
+from pipeline.distillation.kd import BALANCE, TEMPERATURE, KnowledgeDistillationLoss
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.relations import unit_vectors
 from pipeline.distillation.settings import check_number
@@ -67,7 +67,8 @@ class EfficientMedical(DistillationMethod):
         prediction: weight of the predictions.
         importance: weight of the importance maps.
         region: weight of the affinities of regions.
-        temperature: tau of the predictions.
+        temperature: tau of the predictions; the authors have 4.
+        balance: of the predictions, see `kd`; the authors have 0.
         p: power of the activations in the importance maps, from 1.
     """
 
@@ -81,12 +82,13 @@ class EfficientMedical(DistillationMethod):
         prediction: float = 0.1,
         importance: float = 0.9,
         region: float = 0.9,
-        temperature: float = 4.0,
+        temperature: float = TEMPERATURE,
+        balance: float = BALANCE,
         p: float = 4.0,
     ) -> None:
         parts = {"emkd_prediction": prediction, "emkd_importance": importance, "emkd_region": region}
         super().__init__({term: weight * part for term, part in parts.items()})
-        self.prediction = LogitsLoss(check_number("emkd", "temperature", temperature))
+        self.prediction = KnowledgeDistillationLoss(check_number("emkd", "temperature", temperature), balance)
         self.region = RegionAffinityLoss(pair.out_channels)
         self.p = check_number("emkd", "p", p, least=1)
 
@@ -94,7 +96,7 @@ class EfficientMedical(DistillationMethod):
         """Return the terms `emkd_prediction`, `emkd_importance` and `emkd_region`."""
         taps = list(zip(student.features, teacher.features, strict=True))
         return {
-            "emkd_prediction": self.prediction(student.logits, teacher.logits),
+            "emkd_prediction": self.prediction(student.logits, teacher.logits, labels),
             "emkd_importance": torch.stack([attention_loss(*both, self.p) for both in taps]).mean(),
             "emkd_region": torch.stack([self.region(*both, labels) for both in taps]).mean(),
         }

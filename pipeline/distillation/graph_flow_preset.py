@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.distillation.adversary import build_adversary
 from pipeline.distillation.graph_flow import GraphFlow, GraphFlowLoss
-from pipeline.distillation.logits import LogitsDistillation
+from pipeline.distillation.kd import BALANCE, TEMPERATURE, KnowledgeDistillation
 from pipeline.distillation.method import DistillationMethod, Pair
 from pipeline.distillation.paraphrased import check_paraphrasers
 from pipeline.errors import InputError
@@ -26,17 +26,21 @@ class GraphFlowPreset:
     vertices: float
     edges: float
     adversarial: float
-    logits: float
+    kd: float
     patch: int = 3
-    temperature: float = 4.0
+    temperature: float = TEMPERATURE
+    balance: float = BALANCE
     adversarial_kind: str = "wgan-gp"
 
 
 PRESETS = {
     # Best row of the published ablation: (lambda_1 .. lambda_4) = (1e-5, 1e-9, 0.1, 1) on plain sums of dot products.
-    "paper": GraphFlowPreset("dot", "sum", "none", vertices=1e-5, edges=1e-9, adversarial=0.1, logits=1.0),
+    # The authors' logits term is a plain mean over pixels; its temperature is not public, 1 is that of the related code.
+    "paper": GraphFlowPreset(
+        "dot", "sum", "none", vertices=1e-5, edges=1e-9, adversarial=0.1, kd=1.0, temperature=1.0, balance=0.0
+    ),
     # The same idea free of batch size, channel count, patch and activation scale, so that weights of one fit any pair.
-    "normalised": GraphFlowPreset("cosine", "mean", "l2", vertices=1.0, edges=1.0, adversarial=0.1, logits=1.0),
+    "normalised": GraphFlowPreset("cosine", "mean", "l2", vertices=1.0, edges=1.0, adversarial=0.1, kd=1.0),
 }
 
 
@@ -67,7 +71,7 @@ def build_graph_flow(pair: Pair, *, preset: str = "normalised", **settings: Any)
     check_paraphrasers("graph_flow", pair)
     loss = GraphFlowLoss(chosen.patch, chosen.edge, chosen.reduction, chosen.node_norm)
     methods: dict[str, DistillationMethod] = {
-        "kd": LogitsDistillation(chosen.logits, chosen.temperature),
+        "kd": KnowledgeDistillation(pair, weight=chosen.kd, temperature=chosen.temperature, balance=chosen.balance),
         "graph_flow": GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges),
     }
     if chosen.adversarial != 0:  # a discriminator that nobody listens to would only cost time

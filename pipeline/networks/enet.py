@@ -132,7 +132,9 @@ class UpBottleneck(nn.Module):
             nn.ConvTranspose2d(inner, inner, 2, stride=2, bias=False),
             BatchNorm2d(inner),
             _relu(),
-            *_conv(inner, out_channels, 1, _relu),
+            # No activation here, unlike in the other bottlenecks: the original adds signed values to the un-pooled map.
+            nn.Conv2d(inner, out_channels, 1, bias=False),
+            BatchNorm2d(out_channels),
             nn.Dropout2d(dropout),
         )
 

@@ -158,7 +158,7 @@ def test_tensorboard_holds_every_loss_term_and_they_are_finite(chain):
     accumulator = EventAccumulator(str(chain / "student/tensorboard"))
     accumulator.Reload()
     tags = set(accumulator.Tags()["scalars"])
-    terms = {"segmentation", "logits", "vertices", "edges", "adversarial", "discriminator", "total"}
+    terms = {"segmentation", "kd", "vertices", "edges", "adversarial", "discriminator", "total"}
     assert terms | {"val_miou"} <= tags
     for tag in tags:
         assert all(np.isfinite(event.value) for event in accumulator.Scalars(tag)), tag

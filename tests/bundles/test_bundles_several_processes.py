@@ -106,7 +106,7 @@ def test_paraphrase_and_distill_do_what_one_process_does(bundle, scans, slides, 
         run_dir = ["--paraphraser", tmp_path / "paraphraser1/paraphraser.pt", "--run_dir", tmp_path / f"run{count}"]
         assert_done(run_as(count, bundle, "distill", *common, *settings, *run_dir))
     first, second = (first_terms(tmp_path / f"run{count}") for count in (1, 2))
-    assert first.keys() >= {"segmentation", "logits", "vertices", "edges", "adversarial", "total"}
+    assert first.keys() >= {"segmentation", "kd", "vertices", "edges", "adversarial", "total"}
     assert second == pytest.approx(first, rel=1e-3)
 
 

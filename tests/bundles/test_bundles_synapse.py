@@ -146,7 +146,7 @@ def test_tensorboard_holds_every_loss_term_and_they_are_finite(chain, preset):
     accumulator = EventAccumulator(str(chain / preset / "tensorboard"))
     accumulator.Reload()
     tags = set(accumulator.Tags()["scalars"])
-    terms = {"segmentation", "logits", "vertices", "edges", "adversarial", "discriminator", "total"}
+    terms = {"segmentation", "kd", "vertices", "edges", "adversarial", "discriminator", "total"}
     assert terms | {"val_mean_dice"} <= tags
     for tag in tags:
         assert all(np.isfinite(event.value) for event in accumulator.Scalars(tag)), tag

@@ -165,4 +165,4 @@ def test_narrow_student_learns_from_a_teacher_on_chaos(tmp_path):
         # Sixty iterations: that the loss falls is all to expect of them.
         assert np.mean(loss[-20:]) < 0.95 * np.mean(loss[:20]), name
         assert 0 <= load_model(tmp_path / name / "model.pt").extra["selection"]["val_mean_dice"] <= 1, name
-    assert np.isfinite(scalars(tmp_path / "kd", "logits")).all()
+    assert np.isfinite(scalars(tmp_path / "kd", "kd")).all()

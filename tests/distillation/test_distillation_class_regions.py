@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.distillation.class_regions import class_masks, class_means
 from pipeline.distillation.emkd import EfficientMedical, RegionAffinityLoss
 from pipeline.distillation.ifvd import IntraClassVariation, class_variation, variation_loss
-from pipeline.distillation.logits import LogitsLoss
+from pipeline.distillation.kd import KnowledgeDistillationLoss
 from pipeline.distillation.method import Pair, Tapped
 from pipeline.errors import InputError
 
@@ -104,7 +104,9 @@ def test_emkd_terms_by_hand():
     terms = EfficientMedical(pair())(student, teacher, labels(0, 1))
     assert float(terms["emkd_importance"]) == pytest.approx(2 - 2**0.5)
     assert float(terms["emkd_region"]) == pytest.approx(1)
-    torch.testing.assert_close(terms["emkd_prediction"], LogitsLoss(4.0)(student.logits, teacher.logits))
+    torch.testing.assert_close(
+        terms["emkd_prediction"], KnowledgeDistillationLoss()(student.logits, teacher.logits, labels(0, 1))
+    )
 
 
 def test_weights_are_the_published_ones_times_the_factor():

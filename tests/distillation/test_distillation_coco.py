@@ -82,13 +82,13 @@ def test_bad_grids_are_refused(grid):
         CoCo(pair(), grid=grid)
 
 
-def test_whole_method_trains_the_student_with_logits_and_adversary_beside_the_correlation():
+def test_whole_method_trains_the_student_with_kd_and_adversary_beside_the_correlation():
     torch.manual_seed(0)
     teacher, student = build_network("enet", out_channels=2), build_network("mobile_unet", out_channels=2)
     networks = Pair(teacher, student, teacher.tap_channels, student.tap_channels, 2, total_steps=5)
-    methods = build_coco(networks, weight=3.0, logits=0.5, adversarial_kind="hinge")
+    methods = build_coco(networks, weight=3.0, kd=0.5, adversarial_kind="hinge")
     distiller = Distiller(teacher, student, methods, total_steps=5)
-    assert distiller.weights == {"coco": 3.0, "logits": 0.5, "adversarial": 0.1}
+    assert distiller.weights == {"coco": 3.0, "kd": 0.5, "adversarial": 0.1}
     images = torch.randn(2, 1, 64, 64)
     terms = distiller(images, torch.zeros(2, 1, 64, 64), student(images))
     distiller.total(terms).backward()
@@ -97,7 +97,7 @@ def test_whole_method_trains_the_student_with_logits_and_adversary_beside_the_co
 
 
 def test_weights_of_zero_leave_parts_out():
-    assert set(build_coco(pair(), logits=0, adversarial=0)) == {"coco"}
+    assert set(build_coco(pair(), kd=0, adversarial=0)) == {"coco"}
 
 
 def test_middle_taps_are_not_compared():

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.distillation.bss import BoundarySamples, boundary_images, remaining_gap
 from pipeline.distillation.extra_runs import check_twice_differentiable, run_again, seen_images
-from pipeline.distillation.logits import LogitsLoss
+from pipeline.distillation.kd import KnowledgeDistillationLoss
 from pipeline.distillation.lwm import LearningWithoutMemorizing, class_maps, drawn_classes, map_distance
 from pipeline.distillation.method import Tapped
 from pipeline.distillation.sobolev import SobolevTraining, gradient_distance, image_gradient
@@ -179,7 +179,7 @@ def test_bss_is_the_divergence_on_the_moved_share_of_the_batch(share, count):
     pair.student.eval()
     student, teacher = views(pair, images)
     moved = boundary_images(pair.teacher, images[:count], teacher.logits[:count], steps=2, step=0.2)
-    expected = LogitsLoss(3.0)(pair.student(moved), pair.teacher(moved))
+    expected = KnowledgeDistillationLoss(3.0, balance=0)(pair.student(moved), pair.teacher(moved))
     method = BoundarySamples(pair, steps=2, step=0.2, share=share)
     torch.testing.assert_close(method(student, teacher, labels)["bss"], expected)
 

@@ -10,8 +10,8 @@ from torch import nn
 from pipeline.distillation import (
     AdversarialDistillation,
     FeatureTaps,
-    LogitsDistillation,
-    LogitsLoss,
+    KnowledgeDistillation,
+    KnowledgeDistillationLoss,
     Tapped,
     build_distiller,
     discriminator_loss,
@@ -22,24 +22,26 @@ from pipeline.errors import InputError
 from pipeline.networks import Discriminator, Paraphraser, build_network
 
 
-def test_logits_loss_by_hand():
+def test_kd_loss_by_hand():
     """One pixel, teacher (0.8, 0.2), student (0.5, 0.5), temperature 1: KL = .8 ln 1.6 + .2 ln .4."""
     teacher, student = torch.tensor([0.8, 0.2]).log().reshape(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
     expected = 0.8 * torch.tensor(1.6).log() + 0.2 * torch.tensor(0.4).log()
-    torch.testing.assert_close(LogitsLoss(1.0)(student, teacher), expected)
+    torch.testing.assert_close(KnowledgeDistillationLoss(1.0, balance=0)(student, teacher), expected)
 
 
-def test_logits_loss_is_a_mean_over_pixels_and_scaled_by_the_squared_temperature():
+def test_kd_loss_is_a_mean_over_pixels_and_scaled_by_the_squared_temperature():
     teacher, student = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
-    loss = LogitsLoss(1.0)
+    loss = KnowledgeDistillationLoss(1.0, balance=0)
     torch.testing.assert_close(loss(student.repeat(2, 1, 1, 2), teacher.repeat(2, 1, 1, 2)), loss(student, teacher))
-    torch.testing.assert_close(LogitsLoss(4.0)(student, teacher), 16 * loss(student / 4, teacher / 4))
+    torch.testing.assert_close(
+        KnowledgeDistillationLoss(4.0, balance=0)(student, teacher), 16 * loss(student / 4, teacher / 4)
+    )
     assert float(loss(teacher, teacher)) == pytest.approx(0, abs=1e-7)
 
 
-def test_logits_loss_leaves_the_teacher_without_gradient():
+def test_kd_loss_leaves_the_teacher_without_gradient():
     teacher, student = torch.randn(1, 3, 2, 2, requires_grad=True), torch.randn(1, 3, 2, 2, requires_grad=True)
-    LogitsLoss()(student, teacher).backward()
+    KnowledgeDistillationLoss()(student, teacher).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
 
@@ -47,7 +49,7 @@ def test_logits_loss_leaves_the_teacher_without_gradient():
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(InputError, match="temperature"):
-        LogitsLoss(temperature)
+        KnowledgeDistillationLoss(temperature)
 
 
 class Slope(nn.Module):
@@ -128,7 +130,7 @@ def test_taps_are_taken_once_and_removed():
         taps.take()
 
 
-def test_student_distilled_from_an_identical_teacher_has_zero_graph_and_logits_loss():
+def test_student_distilled_from_an_identical_teacher_has_zero_graph_and_kd_loss():
     torch.manual_seed(0)
     teacher, student = build_network("enet", out_channels=3), build_network("enet", out_channels=3)
     student.load_state_dict(teacher.state_dict())
@@ -137,7 +139,7 @@ def test_student_distilled_from_an_identical_teacher_has_zero_graph_and_logits_l
         images = torch.randn(2, 1, 64, 64)
         terms = distiller(images, torch.zeros(2, 1, 64, 64), student(images))
         assert terms["vertices"] == terms["edges"] == 0
-        assert float(terms["logits"]) == pytest.approx(0, abs=1e-6)
+        assert float(terms["kd"]) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("preset", ["paper", "normalised"])
@@ -150,7 +152,7 @@ def test_distillation_trains_the_student_and_nothing_of_the_teacher(preset):
     distiller = build_distiller("graph_flow", teacher, student, 3, 10, paraphrasers, preset).train()
     images = torch.randn(2, 1, 64, 64)
     terms = distiller(images, torch.zeros(2, 1, 64, 64), student(images))
-    assert set(terms) == {"logits", "vertices", "edges", "adversarial"}
+    assert set(terms) == {"kd", "vertices", "edges", "adversarial"}
     assert all(torch.isfinite(term) for term in terms.values())
     distiller.total(terms).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -163,13 +165,13 @@ def test_distillation_trains_the_student_and_nothing_of_the_teacher(preset):
 def test_total_is_the_weighted_sum():
     teacher, student = build_network("enet"), build_network("enet")
     distiller = build_distiller("graph_flow", teacher, student, 2, total_steps=1, preset="paper")
-    terms = {name: torch.tensor(1.0) for name in ("vertices", "edges", "adversarial", "logits")}
+    terms = {name: torch.tensor(1.0) for name in ("vertices", "edges", "adversarial", "kd")}
     assert float(distiller.total(terms)) == pytest.approx(1e-5 + 1e-9 + 0.1 + 1)
 
 
 def test_kd_alone_has_one_term():
     distiller = build_distiller("kd", build_network("enet"), build_network("erfnet"), 2, total_steps=1)
-    assert list(distiller.weights) == ["logits"]
+    assert list(distiller.weights) == ["kd"]
 
 
 def test_weight_zero_of_the_adversary_leaves_it_out():
@@ -204,10 +206,32 @@ def test_bad_settings_end_in_one_clear_line(change, message):
 
 def test_preset_weights_are_the_published_ones():
     paper = graph_flow_preset("paper")
-    assert (paper.vertices, paper.edges, paper.adversarial, paper.logits) == (1e-5, 1e-9, 0.1, 1.0)
+    assert (paper.vertices, paper.edges, paper.adversarial, paper.kd) == (1e-5, 1e-9, 0.1, 1.0)
     assert (paper.edge, paper.reduction) == ("dot", "sum")
 
 
-def test_logits_method_names_its_term():
+def test_kd_names_its_term():
     view = Tapped((), torch.randn(1, 2, 4, 4))
-    assert list(LogitsDistillation()(view, view, torch.zeros(1))) == ["logits"]
+    assert list(KnowledgeDistillation(None)(view, view, torch.zeros(1, 1, 4, 4))) == ["kd"]
+
+
+def test_balanced_kd_by_hand():
+    """Three pixels of class 0 where both agree, one of class 1 with KL = d: the mean is d / 4, balanced d / 2."""
+    teacher, student = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
+    teacher[0, 1, 1, 1] = 3.0
+    labels = torch.tensor([0, 0, 0, 1]).reshape(1, 1, 2, 2)
+    plain = KnowledgeDistillationLoss(1.0, balance=0)(student, teacher, labels)
+    balanced = KnowledgeDistillationLoss(1.0, balance=1)(student, teacher, labels)
+    torch.testing.assert_close(balanced, 2 * plain)
+    halfway = KnowledgeDistillationLoss(1.0, balance=0.5)(
+        student, teacher, labels
+    )  # sqrt(1/4) of sqrt(1/4) + sqrt(3/4)
+    torch.testing.assert_close(halfway, 4 * plain / (1 + 3**0.5))
+
+
+def test_balanced_kd_takes_the_teachers_classes_where_there_is_no_label():
+    teacher, student = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    loss = KnowledgeDistillationLoss(balance=1)
+    unlabelled = torch.full((2, 1, 4, 4), -1)
+    torch.testing.assert_close(loss(student, teacher, unlabelled), loss(student, teacher))
+    torch.testing.assert_close(loss(student, teacher), loss(student, teacher, teacher.argmax(dim=1, keepdim=True)))

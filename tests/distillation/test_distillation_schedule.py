@@ -66,8 +66,8 @@ def test_a_mix_has_all_terms_and_adds_them_by_weight():
     mix = {"graph_flow": {"weight": 1, "adversarial": 0}, "kd": {"weight": 0.5, "temperature": 1}}
     distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, 1, methods=mix)
     terms = _run(distiller, student)
-    assert set(terms) == {"logits", "vertices", "edges", "kd_logits"}  # graph_flow has logits too: kd's get its name
-    expected = terms["logits"] + terms["vertices"] + terms["edges"] + 0.5 * terms["kd_logits"]
+    assert set(terms) == {"kd", "vertices", "edges", "kd_kd"}  # graph_flow has kd too: kd's get its name
+    expected = terms["kd"] + terms["vertices"] + terms["edges"] + 0.5 * terms["kd_kd"]
     torch.testing.assert_close(distiller.total(terms), expected)
 
 
@@ -77,7 +77,7 @@ def test_a_method_stops_where_its_schedule_ends_and_is_not_computed_then():
     distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, total_steps=4, methods=mix)
     ran = []
     for _ in range(4):
-        ran.append("logits" in _run(distiller, student))
+        ran.append("kd" in _run(distiller, student))
         distiller.after_step()
     assert ran == [True, True, False, False]
 
@@ -90,7 +90,7 @@ def test_the_position_in_the_schedule_survives_a_resume():
         _run(first, student)
         first.after_step()
     assert _run(first, student) == {}
-    assert set(_run(second, student)) == {"logits"}
+    assert set(_run(second, student)) == {"kd"}
     second.load_training_state(first.training_state())
     assert _run(second, student) == {}
     assert float(second.total({})) == 0.0

@@ -88,7 +88,7 @@ def test_output_holds_every_loss_term_and_their_weighted_sum():
     trainer = make_trainer(1)
     trainer.run()
     terms = trainer.state.output["terms"]
-    assert set(terms) == {"segmentation", "logits", "vertices", "edges", "adversarial", "total", "discriminator"}
+    assert set(terms) == {"segmentation", "kd", "vertices", "edges", "adversarial", "total", "discriminator"}
     distillation = sum(trainer.distiller.weights[name] * terms[name] for name in trainer.distiller.weights)
     torch.testing.assert_close(terms["total"], terms["segmentation"] + distillation)
     assert all(torch.isfinite(term) for term in terms.values())
