@@ -35,7 +35,7 @@ class GraphFlowPreset:
 
 PRESETS = {
     # Best row of the published ablation: (lambda_1 .. lambda_4) = (1e-5, 1e-9, 0.1, 1) on plain sums of dot products.
-    # The authors' logits term is a plain mean over pixels; its temperature is not public, 1 is that of the related code.
+    # The authors' logits term is a plain mean over pixels; its temperature is unknown: 1, as in related code.
     "paper": GraphFlowPreset(
         "dot", "sum", "none", vertices=1e-5, edges=1e-9, adversarial=0.1, kd=1.0, temperature=1.0, balance=0.0
     ),

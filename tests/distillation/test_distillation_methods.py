@@ -223,9 +223,8 @@ def test_balanced_kd_by_hand():
     plain = KnowledgeDistillationLoss(1.0, balance=0)(student, teacher, labels)
     balanced = KnowledgeDistillationLoss(1.0, balance=1)(student, teacher, labels)
     torch.testing.assert_close(balanced, 2 * plain)
-    halfway = KnowledgeDistillationLoss(1.0, balance=0.5)(
-        student, teacher, labels
-    )  # sqrt(1/4) of sqrt(1/4) + sqrt(3/4)
+    halfway = KnowledgeDistillationLoss(1.0, balance=0.5)(student, teacher, labels)
+    # Class 1 has sqrt(1/4) of sqrt(1/4) + sqrt(3/4), where the plain mean gives it 1/4.
     torch.testing.assert_close(halfway, 4 * plain / (1 + 3**0.5))
 
 
