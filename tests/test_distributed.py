@@ -40,7 +40,10 @@ RUNS: dict[str, dict[str, Any] | None] = {
     "graph_flow": {"method": "graph_flow", "settings": {"adversarial_kind": "hinge"}},
     "graph_flow_paper": {"method": "graph_flow", "preset": "paper", "settings": {"adversarial": 0}},
     "mix": {"method": "", "methods": {"sp": 1, "ab": 0.1, "crd": 0.1}},
+    "kd": {"method": "kd", "settings": {"balance": 1}},
 }
+# Runs with another segmentation loss than plain cross-entropy.
+LOSSES = ("dice_ce", "balanced_ce", "balanced_dice_ce")
 
 
 class TinyNetwork(nn.Module):
@@ -75,7 +78,7 @@ def mine(batch: torch.Tensor) -> torch.Tensor:
 
 
 def train(
-    run: str, accumulation_steps: int = 1, norm: bool = True, loss: str = "ce", batch: int = BATCH
+    run: str, accumulation_steps: int = 1, norm: bool = True, loss: str = "ce", batch: int = BATCH, balance: float = 0
 ) -> tuple[dict, dict]:
     """Return parameters and buffers after ten steps, two to an epoch of twelve images, and the last terms."""
     torch.manual_seed(0)
@@ -101,7 +104,7 @@ def train(
         train_data_loader=loader,
         network=student,
         optimizer=optimizer,
-        loss_function=segmentation_loss(loss),
+        loss_function=segmentation_loss(loss, balance),
         distiller=distiller,
         accumulation_steps=accumulation_steps,
         train_handlers=[OptimizerStepSchedule(schedule, epoch_level=False, print_lr=False)],
@@ -189,6 +192,8 @@ def everything() -> dict[str, Any]:
     found: dict[str, Any] = {run: train(run) for run in RUNS}
     return found | {
         "dice_ce": train("alone", loss="dice_ce"),
+        "balanced_ce": train("kd", balance=0.5),
+        "balanced_dice_ce": train("alone", loss="dice_ce", balance=1),
         "accumulated": train("graph_flow_paper", accumulation_steps=2, norm=False),
         "mobile_unet": train_deep("mobile_unet"),
         "fanet": train_deep("fanet", width=0.0625),
@@ -239,7 +244,7 @@ def together(several: list[dict[str, Any]], name: str, index: int) -> torch.Tens
     return torch.stack([found[name][index] for found in several], dim=1).flatten(0, 1)
 
 
-@pytest.mark.parametrize("run", [*RUNS, "dice_ce", "accumulated"])
+@pytest.mark.parametrize("run", [*RUNS, *LOSSES, "accumulated"])
 def test_ten_steps_end_with_the_weights_of_one_process(several, one, run):
     for found in several:
         assert found[run][0].keys() == one[run][0].keys()
@@ -263,7 +268,7 @@ def test_discriminators_stay_alike(several, one):
     torch.testing.assert_close(first, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("run", [*RUNS, "dice_ce"])
+@pytest.mark.parametrize("run", [*RUNS, *LOSSES])
 def test_terms_told_are_those_of_one_process(several, one, run):
     for found in several:
         assert found[run][1].keys() == one[run][1].keys()

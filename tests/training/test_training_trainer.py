@@ -251,13 +251,3 @@ def test_run_folder_is_recorded_and_never_used_twice(tmp_path):
     with pytest.raises(InputError, match="holds a run already"):
         check_run_folder(tmp_path / "run")
     check_run_folder(tmp_path / "run", resume=True)
-
-
-def test_losses_by_hand():
-    logits, labels = torch.zeros(1, 2, 1, 2), torch.tensor([[[[0, 1]]]])
-    torch.testing.assert_close(segmentation_loss("ce")(logits, labels), torch.tensor(2.0).log())
-    # Dice of the foreground: 1 - (2 * 0.5) / (0.5 + 0.5 + 1) = 0.5, beside the same cross-entropy.
-    expected = 0.5 + torch.tensor(2.0).log()
-    torch.testing.assert_close(segmentation_loss("dice_ce")(logits, labels), expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="unknown loss"):
-        segmentation_loss("focal")
