@@ -29,9 +29,12 @@ from pipeline.distillation.kd import KnowledgeDistillation
 from pipeline.distillation.logit_std import StandardisedLogits
 from pipeline.distillation.logits_mse import LogitsMatching
 from pipeline.distillation.lwm import LearningWithoutMemorizing
+from pipeline.distillation.mgd import MaskedGeneration
 from pipeline.distillation.nst import NeuronSelectivity
 from pipeline.distillation.ofd import FeatureOverhaul
 from pipeline.distillation.pkt import ProbabilisticTransfer
+from pipeline.distillation.prototypes import ClassPrototypes
+from pipeline.distillation.review import KnowledgeReview
 from pipeline.distillation.rkd import RelationalDistillation
 from pipeline.distillation.skd import build_skd
 from pipeline.distillation.sobolev import SobolevTraining
@@ -71,6 +74,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sobolev": SobolevTraining,
     "lwm": LearningWithoutMemorizing,
     "bss": BoundarySamples,
+    "mgd": MaskedGeneration,
+    "prototypes": ClassPrototypes,
+    "review": KnowledgeReview,
 }
 UNSUITED: dict[str, str] = {}
 # Methods that compare the teacher's taps after its paraphrasers, where those are given.
