@@ -163,7 +163,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def averaged(terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the mean over all processes of each scalar, without its graph; collective."""
+    """Return the mean over all processes of each tensor, all of one shape, without its graph; collective."""
     if ranks() == 1 or not terms:
         return {name: term.detach() for name, term in terms.items()}
     values = torch.stack([term.detach().float() for term in terms.values()])

@@ -41,6 +41,7 @@ RUNS: dict[str, dict[str, Any] | None] = {
     "graph_flow_paper": {"method": "graph_flow", "preset": "paper", "settings": {"adversarial": 0}},
     "mix": {"method": "", "methods": {"sp": 1, "ab": 0.1, "crd": 0.1}},
     "kd": {"method": "kd", "settings": {"balance": 1}},
+    "shares": {"method": "", "methods": {"kd": {"share": 0.3}, "sp": {"share": 0.1, "start": 0.2}}},
 }
 # Runs with another segmentation loss than plain cross-entropy.
 LOSSES = ("dice_ce", "balanced_ce", "balanced_dice_ce")
@@ -107,6 +108,7 @@ def train(
         loss_function=segmentation_loss(loss, balance),
         distiller=distiller,
         accumulation_steps=accumulation_steps,
+        log_gradient_shares=3 if run == "shares" else 0,  # the last iteration among them
         train_handlers=[OptimizerStepSchedule(schedule, epoch_level=False, print_lr=False)],
     )
     trainer.run()

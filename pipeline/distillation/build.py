@@ -54,7 +54,8 @@ def build_distiller(
         inferer: how a network is run on a batch, for the teacher.
         size: side of the slices, checked against what the discriminator needs; sides of the patches of volumes.
         methods: several methods in place of `method`: name to weight, or to `{"weight", "start", "end", "ramp"}` (see
-            `Schedule`) with settings of the method beside them. Terms of the same name get the method's before them.
+            `Schedule`; "share" in place of the weight) with settings of the method beside them. Terms of the same name
+            get the method's before them.
         teacher_taps: dotted names of two or more modules of the teacher to compare, shallow to deep; by default its
             own `taps`.
         student_taps: the same of the student.
@@ -90,6 +91,7 @@ def build_distiller(
     }
     built: dict[str, DistillationMethod] = {}
     schedules: dict[str, Schedule] = {}
+    groups: dict[str, str] = {}
     terms: set[str] = set()
     for name, (schedule, changes) in wanted.items():
         if name == "graph_flow":
@@ -99,7 +101,7 @@ def build_distiller(
                 module.rename_terms(f"{name}_")
             terms |= module.weights.keys()
             part = part if part not in built else f"{name}_{part}"
-            built[part], schedules[part] = module, schedule
+            built[part], schedules[part], groups[part] = module, schedule, name
     return Distiller(
         teacher,
         student,
@@ -109,6 +111,7 @@ def build_distiller(
         inferer=inferer,
         schedules=schedules,
         total_steps=total_steps,
+        groups=groups,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.distillation.gradient_shares import GradientShares
 from pipeline.distillation.method import DistillationMethod, Tapped, of_all_processes
 from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
@@ -29,6 +30,8 @@ class Distiller(nn.Module):
         inferer: how the teacher is run on a batch, default a plain call; use the trainer's, which pads.
         schedules: when each method counts, by its name; always, by default. A method does not run while it does not.
         total_steps: training steps of the whole run, for the schedules.
+        groups: which methods hold a share of the gradient together, a name of the group for each; by default each
+            method is its own. Methods of a group have one schedule.
 
     Raises:
         ValueError: two methods name the same term.
@@ -45,6 +48,7 @@ class Distiller(nn.Module):
         inferer: Callable[[torch.Tensor, nn.Module], torch.Tensor] | None = None,
         schedules: Mapping[str, Schedule] | None = None,
         total_steps: int = 1,
+        groups: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.teacher = teacher.eval().requires_grad_(False)
@@ -56,6 +60,9 @@ class Distiller(nn.Module):
         self._views: tuple[Tapped, Tapped] | None = None
         self._schedules = {name: (schedules or {}).get(name, Schedule()) for name in methods}
         self._total_steps, self.steps = max(total_steps, 1), 0
+        self._groups = {name: (groups or {}).get(name, name) for name in methods}
+        wanted = {self._groups[name]: schedule.share for name, schedule in self._schedules.items()}
+        self.shares = GradientShares({group: share for group, share in wanted.items() if share is not None})
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the mode of the methods; the teacher always stays in evaluation mode."""
@@ -85,15 +92,37 @@ class Distiller(nn.Module):
         self._views = (student.detach(), teacher)
         return terms
 
-    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the sum of the terms, weighted by their methods' weights and by where the run is in the schedules."""
+    def weighted(self, terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the terms by their methods' weights, where the run is in the schedules, and the shares to hold."""
         factors = {
-            term: self._schedules[name].factor(self._progress)
+            term: self._schedules[name].factor(self._progress) * self.shares.factor(self._groups[name])
             for name, method in self.methods.items()
             for term in method.weights
         }
+        return {name: factors[name] * self.weights[name] * term for name, term in terms.items()}
+
+    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sum of the weighted terms."""
         zero = torch.zeros((), device=next(iter(self.teacher.parameters())).device)
-        return sum((factors[name] * self.weights[name] * term for name, term in terms.items()), start=zero)
+        return sum(self.weighted(terms).values(), start=zero)
+
+    def follow_shares(
+        self, terms: Mapping[str, torch.Tensor], segmentation: torch.Tensor, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        """Let the methods that hold a share of the gradient know this step's; before `weighted`, collective.
+
+        Args:
+            terms: of the last forward pass, unweighted.
+            segmentation: the segmentation loss of the same pass.
+            parameters: the student's.
+        """
+        losses: dict[str, torch.Tensor] = {}
+        for name, method in self.methods.items():
+            group = self._groups[name]
+            running = [term for term in method.weights if term in terms] if group in self.shares.wanted else []
+            for term in running:
+                losses[group] = losses.get(group, 0) + self.weights[term] * terms[term]
+        self.shares.follow(losses, segmentation, parameters)
 
     @property
     def _progress(self) -> float:
@@ -123,11 +152,13 @@ class Distiller(nn.Module):
 
     def training_state(self) -> dict[str, Any]:
         """Return the states of the methods and the steps done; teacher and student have files of their own."""
-        return {"steps": self.steps, **{name: method.training_state() for name, method in self.methods.items()}}
+        own = {"steps": self.steps, "shares": self.shares.state_dict()}
+        return own | {name: method.training_state() for name, method in self.methods.items()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take up what `training_state` returned for the same methods."""
         self.steps = state["steps"]
+        self.shares.load_state_dict(state["shares"])
         for name, method in self.methods.items():
             method.load_training_state(state[name])
 

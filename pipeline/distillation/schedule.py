@@ -15,17 +15,22 @@ class Schedule:
     """A factor on all terms of a method: `weight` between two shares of the run, 0 outside.
 
     `start` and `end` are shares of all training steps. Within `ramp` of the run after `start` the factor rises linearly
-    from 0. Raises `InputError` for a negative weight and for shares that are not in order within [0, 1].
+    from 0. `share`, in place of a weight, is what the norm of the gradient of all terms together shall be, as a share
+    of the segmentation loss's (see `gradient_shares`); the ramp multiplies it as it does a weight. Raises `InputError`
+    for a negative number and for shares of the run that are not in order within [0, 1].
     """
 
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
     ramp: float = 0.0
+    share: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise InputError(f"{field.name} of a method is {value!r}; it must be a finite number from 0")
         if not self.start < self.end <= 1 or self.start + self.ramp > self.end:
@@ -46,9 +51,14 @@ def parse_schedule(content: Any) -> tuple[Schedule, dict[str, Any]]:
     """Return the schedule in an entry of `--methods`, and the settings of the method that stand beside it.
 
     `content` is a weight, or a mapping such as `{"weight": 0.5, "start": 0.2, "temperature": 2}`.
+
+    Raises:
+        InputError: a number that cannot be, or both a weight and a share.
     """
     if not isinstance(content, Mapping):
         return Schedule(content), {}
+    if {"weight", "share"} <= content.keys():
+        raise InputError("a method has a weight or a share, not both: a share sets the weight by the gradients")
     own = {field.name for field in fields(Schedule)}
     schedule = Schedule(**{key: value for key, value in content.items() if key in own})
     return schedule, {str(key): value for key, value in content.items() if key not in own}

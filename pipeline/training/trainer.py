@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,12 @@ from monai.utils import CommonKeys as Keys
 from torch import nn
 
 from pipeline.distillation import Distiller
+from pipeline.distillation.gradient_shares import gradient_shares
+from pipeline.distillation.settings import check_whole
 from pipeline.distributed import average_gradients, averaged, begin_alike
 from pipeline.errors import InputError
 
+logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -55,6 +59,8 @@ class DistillationTrainer(SupervisedTrainer):
         distiller: terms to add, or None for training with labels alone.
         augmentation: maps (images, labels) of a batch on the device, or None.
         precision: "float32", "bfloat16" or "float16" (CUDA only).
+        log_gradient_shares: iterations from one log of each weighted term's gradient, as a share of the segmentation
+            loss's, to the next, beginning with the first; they are terms `share/TERM` there. 0 never does.
         kwargs: arguments of `SupervisedTrainer`, but not `amp` and `decollate`.
 
     Raises:
@@ -67,6 +73,7 @@ class DistillationTrainer(SupervisedTrainer):
         distiller: Distiller | None = None,
         augmentation: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
         precision: str = "float32",
+        log_gradient_shares: int = 0,
         **kwargs: Any,
     ) -> None:
         self.before_run: list[Callable[[DistillationTrainer], None]] = []
@@ -76,6 +83,7 @@ class DistillationTrainer(SupervisedTrainer):
         if self.distiller is not None:
             begin_alike(self.distiller.methods)
         self.augmentation = augmentation
+        self.log_gradient_shares = check_whole("training", "log_gradient_shares", log_gradient_shares, least=0)
         self.dtype = autocast_dtype(precision, self.state.device)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=precision == "float16")
 
@@ -124,13 +132,30 @@ class DistillationTrainer(SupervisedTrainer):
         with torch.autocast(images.device.type, enabled=False):
             segmentation = self.loss_function(_float32(prediction), labels)
         terms = {"segmentation": segmentation}
-        loss = segmentation
+        loss, shares = segmentation, {}
         if self.distiller is not None:
             distillation = self.distiller(images, labels, prediction)
+            with torch.autocast(images.device.type, enabled=False):
+                shares = self._gradient_shares(segmentation, distillation)
             loss = loss + self.distiller.total(distillation)
             terms.update(distillation)
         self._check_finite(loss, terms)
-        return loss, {**terms, "total": loss}
+        return loss, {**terms, "total": loss, **shares}
+
+    def _gradient_shares(
+        self, segmentation: torch.Tensor, distillation: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Let the distiller hold its shares of the gradient; return those of all terms where they are to be logged."""
+        scale = self.grad_scaler.scale  # without it float16 loses small gradients; no share depends on it
+        terms = {name: scale(term) for name, term in distillation.items()}
+        student = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.distiller.follow_shares(terms, scale(segmentation), student)
+        if not self.log_gradient_shares or (self.state.iteration - 1) % self.log_gradient_shares:
+            return {}
+        shares = gradient_shares(self.distiller.weighted(terms), scale(segmentation), student)
+        told = ", ".join(f"{name} {float(share):.3g}" for name, share in shares.items())
+        logger.info("gradients as shares of the segmentation loss's, iteration %d: %s", self.state.iteration, told)
+        return {f"share/{name}": share for name, share in shares.items()}
 
     def _check_finite(self, loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
         if torch.isfinite(loss):

@@ -23,6 +23,7 @@ from pipeline.networks import build_network
         (Schedule(2.0, ramp=0.5), 0.25, 1.0),  # half of the way up
         (Schedule(2.0, start=0.5, ramp=0.2), 0.55, 0.5),
         (Schedule(2.0, start=0.5, ramp=0.2), 0.9, 2.0),
+        (Schedule(share=0.3, ramp=0.5), 0.25, 0.5),  # the rest of the factor comes from the gradients
     ],
 )
 def test_factor_by_hand(schedule, progress, factor):
@@ -39,6 +40,8 @@ def test_factor_by_hand(schedule, progress, factor):
         {"start": 0.5, "end": 0.5},
         {"end": 1.5},
         {"start": 0.8, "ramp": 0.3},
+        {"share": -0.1},
+        {"share": "0.3"},
     ],
 )
 def test_impossible_schedules_are_refused(wrong):
@@ -103,6 +106,7 @@ def test_the_position_in_the_schedule_survives_a_resume():
         ({"methods": {"kdd": 1}}, "did you mean 'kd'"),
         ({"methods": {"kd": {"weight": 1, "temprature": 2}}}, "did you mean 'temperature'"),
         ({"methods": {"kd": -1}}, "weight"),
+        ({"methods": {"kd": {"weight": 1, "share": 0.3}}}, "a weight or a share, not both"),
         ({"methods": {"kd": 1}, "settings": {"temperature": 2}}, "beside the weight"),
         ({"method": "kd", "settings": {"warmth": 2}}, "no setting 'warmth'"),
     ],

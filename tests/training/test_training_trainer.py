@@ -52,13 +52,21 @@ def batches(count: int = 6, size: int = 64, batch_size: int = 2) -> DataLoader:
 
 
 def make_trainer(
-    epochs, state_file=None, resume=False, distilled=True, decay=True, recipe=None, device="cpu", **options
+    epochs,
+    state_file=None,
+    resume=False,
+    distilled=True,
+    decay=True,
+    recipe=None,
+    device="cpu",
+    methods=None,
+    **options,
 ) -> DistillationTrainer:
     torch.manual_seed(0)
     network, teacher, loader = TinyNetwork(), TinyNetwork(), batches()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=4 * len(loader), power=0.9)
-    distiller = build_distiller("graph_flow", teacher, network, 2, total_steps=12) if distilled else None
+    distiller = build_distiller("graph_flow", teacher, network, 2, 12, methods=methods) if distilled else None
     saver = TrainingStateSaver(state_file, schedule, resume=resume, recipe=recipe) if state_file is not None else None
     trainer = DistillationTrainer(
         device=device,
@@ -251,3 +259,37 @@ def test_run_folder_is_recorded_and_never_used_twice(tmp_path):
     with pytest.raises(InputError, match="holds a run already"):
         check_run_folder(tmp_path / "run")
     check_run_folder(tmp_path / "run", resume=True)
+
+
+def test_logged_shares_of_the_gradient_change_nothing(caplog):
+    caplog.set_level("INFO", "pipeline.training.trainer")
+    plain, logging = make_trainer(2), make_trainer(2, log_gradient_shares=4)
+    seen = []
+    logging.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.output["terms"]))
+    for trainer in (plain, logging):
+        torch.manual_seed(1)
+        trainer.run()
+    assert all(torch.equal(one, other) for one, other in zip(weights(plain), weights(logging), strict=True))
+    shares = {"share/kd", "share/vertices", "share/edges", "share/adversarial"}
+    assert [shares & terms.keys() for terms in seen] == [shares, set(), set(), set(), shares, set()]
+    assert all(float(seen[0][name]) > 0 for name in shares)
+    assert "iteration 5: kd" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, True])
+def test_impossible_interval_of_logged_shares_is_refused(wrong):
+    with pytest.raises(InputError, match=r"log_gradient_shares is .*whole number from 0"):
+        make_trainer(1, log_gradient_shares=wrong)
+
+
+def test_run_that_holds_a_share_of_the_gradient_goes_on_exactly_after_a_resume(tmp_path):
+    methods = {"graph_flow": {"share": 0.2, "ramp": 0.5}, "at": {"share": 0.1, "start": 0.4}}
+    straight = make_trainer(4, tmp_path / "straight.pt", methods=methods)
+    straight.run()
+    make_trainer(2, tmp_path / "last.pt", methods=methods).run()
+    resumed = make_trainer(4, tmp_path / "last.pt", resume=True, methods=methods)
+    resumed.run()
+    assert all(torch.equal(one, other) for one, other in zip(weights(straight), weights(resumed), strict=True))
+    assert straight.distiller.training_state()["shares"] == resumed.distiller.training_state()["shares"]
+    # A ramp begins at nothing: eleven steps of twelve, all of ten and the eleventh measured.
+    assert straight.distiller.training_state()["shares"]["measurements"] == {"graph_flow": 11, "at": 7}
