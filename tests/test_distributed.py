@@ -366,7 +366,7 @@ def tapped(network: TinyNetwork, images: torch.Tensor) -> Tapped:
 
 
 # Random draws, or a part of the batch: the mean over processes is another draw of the same kind.
-DRAWN = {"bss", "lwm"}
+DRAWN = {"bss", "lwm", "mgd"}
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in DRAWN])

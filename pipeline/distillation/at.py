@@ -43,8 +43,9 @@ def attention_loss(student: torch.Tensor, teacher: torch.Tensor, power: float = 
 class AttentionTransfer(DistillationMethod):
     """`attention_loss` of all taps as a method with the single term `at`.
 
-    The authors' code takes the mean over positions and weighs it by 1000, which for maps of 32 x 32 is our term with
-    weight 1. The sum over positions does not shrink as maps grow.
+    The authors' code takes the mean over the n positions, weighs it by 1000 and adds up the taps: 1000 / n of our sum
+    for each tap, 0.98 for maps of 32 x 32 and 0.32 for 56 x 56. The sum does not shrink as maps grow. As we take the
+    mean of the taps, weight 2 is theirs for two taps of 32 x 32.
 
     Args:
         pair: only its networks' taps matter; channels and sizes may differ.

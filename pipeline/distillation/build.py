@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.distillation.adapters import describe_adapters
 from pipeline.distillation.catalogue import METHODS, UNSUITED
 from pipeline.distillation.distiller import Distiller
-from pipeline.distillation.method import DistillationMethod, Pair
+from pipeline.distillation.method import DistillationMethod, Pair, label_cross_entropy
 from pipeline.distillation.schedule import Schedule, parse_schedule
 from pipeline.errors import InputError
 from pipeline.networks.shapes import check_taps, feature_maps
@@ -36,6 +36,9 @@ def build_distiller(
     methods: Mapping[str, Any] | None = None,
     teacher_taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
+    segmentation_loss: Callable[..., Any] = label_cross_entropy,
+    learning_rate: float = 3e-4,
+    weight_decay: float = 0.0,
 ) -> Distiller:
     """Return the distiller for one method or several.
 
@@ -56,6 +59,9 @@ def build_distiller(
         teacher_taps: dotted names of two or more modules of the teacher to compare, shallow to deep; by default its
             own `taps`.
         student_taps: the same of the student.
+        segmentation_loss: the run's, of logits against labels, for methods that train a network of their own.
+        learning_rate: of the run's optimizer, likewise.
+        weight_decay: likewise.
 
     Raises:
         InputError: an unknown name, setting or tap, a method that makes no sense for segmentation, paraphrasers that
@@ -72,6 +78,9 @@ def build_distiller(
         paraphrasers,
         size if isinstance(size, int) else None,
         _common_axes(teacher, student),
+        segmentation_loss=segmentation_loss,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
         **({} if inferer is None else {"inferer": inferer}),
     )
     _check_tap_count(pair)

@@ -9,10 +9,14 @@ from typing import Any
 from pipeline.distillation.ab import ActivationBoundaries
 from pipeline.distillation.afd import AttentiveFeatures
 from pipeline.distillation.at import AttentionTransfer
+from pipeline.distillation.bpkd import BoundaryPrivileged
 from pipeline.distillation.bss import BoundarySamples
 from pipeline.distillation.cc import CorrelationCongruence
 from pipeline.distillation.coco import build_coco
 from pipeline.distillation.crd import ContrastiveRepresentation
+from pipeline.distillation.cwd import ChannelWise
+from pipeline.distillation.dist import StrongerTeacher
+from pipeline.distillation.dkd import DecoupledDistillation
 from pipeline.distillation.dml import MutualLearning
 from pipeline.distillation.emkd import EfficientMedical
 from pipeline.distillation.fitnet import FitNet
@@ -22,11 +26,15 @@ from pipeline.distillation.graph_flow_preset import build_graph_flow
 from pipeline.distillation.ifvd import IntraClassVariation
 from pipeline.distillation.irg import RelationshipGraph
 from pipeline.distillation.kd import KnowledgeDistillation
+from pipeline.distillation.logit_std import StandardisedLogits
 from pipeline.distillation.logits_mse import LogitsMatching
 from pipeline.distillation.lwm import LearningWithoutMemorizing
+from pipeline.distillation.mgd import MaskedGeneration
 from pipeline.distillation.nst import NeuronSelectivity
 from pipeline.distillation.ofd import FeatureOverhaul
 from pipeline.distillation.pkt import ProbabilisticTransfer
+from pipeline.distillation.prototypes import ClassPrototypes
+from pipeline.distillation.review import KnowledgeReview
 from pipeline.distillation.rkd import RelationalDistillation
 from pipeline.distillation.skd import build_skd
 from pipeline.distillation.sobolev import SobolevTraining
@@ -38,6 +46,11 @@ METHODS: dict[str, Callable[..., Any]] = {
     "graph_flow": build_graph_flow,
     "coco": build_coco,
     "kd": KnowledgeDistillation,
+    "dkd": DecoupledDistillation,
+    "logit_std": StandardisedLogits,
+    "dist": StrongerTeacher,
+    "cwd": ChannelWise,
+    "bpkd": BoundaryPrivileged,
     "at": AttentionTransfer,
     "fitnet": FitNet,
     "fsp": FlowOfSolution,
@@ -61,6 +74,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sobolev": SobolevTraining,
     "lwm": LearningWithoutMemorizing,
     "bss": BoundarySamples,
+    "mgd": MaskedGeneration,
+    "prototypes": ClassPrototypes,
+    "review": KnowledgeReview,
 }
 UNSUITED: dict[str, str] = {}
 # Methods that compare the teacher's taps after its paraphrasers, where those are given.

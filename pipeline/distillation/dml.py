@@ -3,11 +3,12 @@
 
 Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384:
 
-    L_student = CE(student, labels) + KL(peer || student)
-    L_peer    = CE(peer, labels)    + KL(student || peer)
+    L_student = S(student, labels) + KL(peer || student)
+    L_peer    = S(peer, labels)    + KL(student || peer)
 
-The formula is dense as it stands: the divergences are means over pixels, at temperature 1. The frozen teacher takes no
-part; who wants it too adds `kd` to the mix.
+S is the cross-entropy there and the run's segmentation loss here, the same for both networks. The formula is dense as
+it stands: the divergences are means over pixels, at temperature 1. The frozen teacher takes no part; who wants it too
+adds `kd` to the mix.
 """
 
 from __future__ import annotations
@@ -17,24 +18,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from pipeline.distillation.extra_runs import seen_images
 from pipeline.distillation.kd import KnowledgeDistillationLoss
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.settings import check_number
 from pipeline.distributed import average_gradients
+from pipeline.networks import build_network
 
-# Power of the decay of the peer's rate, as of the students' in the bundles.
+# Power of the decay of the peer's rate: the run's schedule, which all bundles share.
 POWER = 0.9
 
 
 def untrained_copy(network: nn.Module) -> nn.Module:
-    """Return a copy with parameters drawn anew by each module's `reset_parameters`; a module without it keeps its own.
+    """Return a copy of a network with values as at its own start, from another random draw.
 
-    Statistics of batch normalisation start anew too.
+    `build_network` draws them again, so that a network's own initialisation is kept. A network that it did not make
+    draws by each module's `reset_parameters`; a module without it keeps its values. Type, device and synchronised
+    normalisations are the network's.
     """
     peer = copy.deepcopy(network).train().requires_grad_(True)
+    if arguments := getattr(network, "arguments", None):
+        peer.load_state_dict(build_network(**arguments).state_dict())
+        return peer
     for module in peer.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -44,30 +50,32 @@ def untrained_copy(network: nn.Module) -> nn.Module:
 class MutualLearning(DistillationMethod):
     """Mutual learning with a peer as a method with the single term `dml` = KL(peer || student).
 
-    The peer runs on each batch beside the student and takes a step of its own after it, against the labels (pixel-wise
-    cross-entropy) and the student's prediction. Several processes average its gradients by hand.
+    The peer runs on each batch beside the student and takes a step of its own after it, against the labels and the
+    student's prediction. Loss, rate, schedule and weight decay are the run's. Several processes average its gradients
+    by hand.
 
     Args:
-        pair: the peer is a copy of the student, initialised anew.
+        pair: the peer is an untrained copy of the student.
         weight: of the student's term, 1 as in the paper; the peer's own divergence always has 1.
-        learning_rate: of the peer's Adam, decaying as (1 - step / total_steps)^0.9.
+        learning_rate: of the peer's Adam, decaying as (1 - step / total_steps)^0.9; by default the run's.
 
     Raises:
         InputError: the learning rate is not positive.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 1.0, learning_rate: float = 3e-4) -> None:
+    def __init__(self, pair: Pair, *, weight: float = 1.0, learning_rate: float | None = None) -> None:
         super().__init__({"dml": weight})
-        check_number("dml", "learning_rate", learning_rate)
-        self.peer = untrained_copy(pair.student)
-        self.inferer, self.loss = pair.inferer, KnowledgeDistillationLoss(temperature=1.0, balance=0)
-        self.optimizer = torch.optim.Adam(self.peer.parameters(), lr=learning_rate)
+        rate = pair.learning_rate if learning_rate is None else learning_rate
+        check_number("dml", "learning_rate", rate)
+        self.pair, self.peer = pair, untrained_copy(pair.student)
+        self.loss = KnowledgeDistillationLoss(temperature=1.0, balance=0)
+        self.optimizer = torch.optim.Adam(self.peer.parameters(), lr=rate, weight_decay=pair.weight_decay)
         self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, max(pair.total_steps, 1), POWER)
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the term `dml`; the peer's own graph waits for `after_step`."""
-        logits = self.inferer(seen_images(student), self.peer)
+        logits = self.pair.inferer(seen_images(student), self.peer)
         self._pending = logits, labels
         return {"dml": self.loss(student.logits, logits)}
 
@@ -81,7 +89,7 @@ class MutualLearning(DistillationMethod):
             return {}
         logits, labels = self._pending
         self._pending = None
-        loss = F.cross_entropy(logits, labels.squeeze(1).long()) + self.loss(logits, student.logits)
+        loss = self.pair.segmentation_loss(logits, labels) + self.loss(logits, student.logits)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.peer.parameters())

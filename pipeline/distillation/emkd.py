@@ -8,7 +8,8 @@ Qin et al., "Efficient Medical Image Segmentation Based on Knowledge Distillatio
     region      mean over pairs of classes (a, b) of (cos(m_a, m_b; student) - cos(m_a, m_b; teacher))^2,
                 m_c the mean of f over the pixels of class c in one image
 
-All three are dense as they stand; none needs an adapter. Importance and region are means over the taps.
+All three are dense as they stand; none needs an adapter. Importance and region are sums over the taps, as in the
+authors' code: a low and a high one.
 """
 
 from __future__ import annotations
@@ -97,6 +98,6 @@ class EfficientMedical(DistillationMethod):
         taps = list(zip(student.features, teacher.features, strict=True))
         return {
             "emkd_prediction": self.prediction(student.logits, teacher.logits, labels),
-            "emkd_importance": torch.stack([attention_loss(*both, self.p) for both in taps]).mean(),
-            "emkd_region": torch.stack([self.region(*both, labels) for both in taps]).mean(),
+            "emkd_importance": torch.stack([attention_loss(*both, self.p) for both in taps]).sum(),
+            "emkd_region": torch.stack([self.region(*both, labels) for both in taps]).sum(),
         }

@@ -60,8 +60,8 @@ class FactorTransfer(DistillationMethod):
     Args:
         pair: with paraphrasers that give as many channels as the student's taps have. Without paraphrasers, the
             teacher's taps are the factors and must have the student's channels.
-        weight: of the term, which starts at about 0.9. The common 200 to 1000 belong to the mean over n values in place
-            of the division by sqrt(n).
+        weight: of the term, which starts at about 0.9. Common code weighs the mean over the n values by 200 to 1000,
+            and a weight w there is w / sqrt(n) here: 200 is 1 for n = 40,000.
 
     Raises:
         InputError: paraphrasers are missing or belong to other networks.

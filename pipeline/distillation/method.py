@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.whole_batch import whole_batch
@@ -50,6 +51,11 @@ def of_all_processes(part: Any) -> Any:
     return whole_batch(part)
 
 
+def label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of logits (B, K, ...) against labels (B, 1, ...), the mean over pixels and batch."""
+    return F.cross_entropy(logits, labels.squeeze(1).long())
+
+
 @dataclass(frozen=True)
 class Pair:
     """The two networks that a method is built for, and what is known of the run.
@@ -65,6 +71,9 @@ class Pair:
         size: side of the images, None if unknown.
         spatial_dims: 2 for images, 3 for volumes.
         inferer: how a network is run on a batch: `inferer(images, network)`.
+        segmentation_loss: the run's, of logits (B, K, ...) against labels (B, 1, ...).
+        learning_rate: of the run's optimizer at the start.
+        weight_decay: of the run's optimizer.
     """
 
     teacher: nn.Module
@@ -77,6 +86,9 @@ class Pair:
     size: int | None = None
     spatial_dims: int = 2
     inferer: Callable[[torch.Tensor, nn.Module], torch.Tensor] = lambda images, network: network(images)
+    segmentation_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = label_cross_entropy
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
 
 
 class DistillationMethod(nn.Module):

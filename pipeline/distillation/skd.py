@@ -3,14 +3,15 @@
 
 Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, arXiv 1903.04197:
 
-    pixel-wise  -mean_x sum_k q_k(x; teacher) log q_k(x; student),  q the softmax of the logits
+    pixel-wise  -mean_x [ w(x) sum_k q_k(x; teacher) log q_k(x; student) ],  q the softmax of the logits
     pair-wise   mean_ij (a_ij(student) - a_ij(teacher))^2,  a_ij = f_i . f_j / (|f_i| |f_j|),  f_i the maxima of cell i
     holistic    -mean D(student's prediction), with D trained to tell it from the teacher's
 
-The authors sum the pixel-wise term over the batch and weigh the three 10, 1 and 0.1; here all are means over the batch.
-The pair-wise term of 2 x 2 cells starts at about 0.001 whatever the networks, so that a weight of 1 would not be felt
-beside a cross-entropy of about 1: ours is 100.
-Their code holds |f_i| constant; here it is differentiated, as in their formula.
+The authors weigh the three 10, 1 and 0.1 and sum the pixel-wise one over the batch. Here all are means over the batch,
+and the weights a tenth of theirs, 1, 0.1 and 0.01, so that the pixel-wise term leads as it does there but weighs no
+more than the labels' own cross-entropy. The pair-wise term of 2 x 2 cells starts at about 0.001: it is hardly felt.
+Their pixels count the same, w = 1; ours by their class, as in `kd`. Their code holds |f_i| constant; here it is
+differentiated, as in their formula.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.class_balance import check_balance, known_classes, pixel_weights
 from pipeline.distillation.adversarial import AdversarialDistillation
 from pipeline.distillation.adversary import check_adversary
+from pipeline.distillation.kd import BALANCE
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
 from pipeline.distillation.relations import common_grid, largest_grid, unit_vectors
 from pipeline.distillation.settings import check_number
@@ -32,12 +35,22 @@ from pipeline.networks.discriminator import Discriminator
 PLACES = 1024
 
 
-def pixel_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of two logit maps (B, K, ...), the mean over pixels and batch.
+def pixel_cross_entropy(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, balance: float = 0.0
+) -> torch.Tensor:
+    """Return the cross-entropy of two logit maps, the weighted mean over pixels and batch; collective.
 
-    It is least, the entropy of the teacher's probabilities, where the student's are equal.
+    It is least, the weighted mean of the entropy of the teacher's probabilities, where the student's are equal.
+
+    Args:
+        student: (B, K, ...).
+        teacher: (B, K, ...); no gradient reaches it.
+        labels: (B, 1, ...), for the class of each pixel; the teacher's likeliest class counts where there is none.
+        balance: see `pixel_weights`; 0 is the plain mean over pixels.
     """
-    return -(teacher.detach().softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1).mean()
+    teacher = teacher.detach()
+    entropy = -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1)
+    return (entropy * pixel_weights(known_classes(labels, teacher), teacher.shape[1], balance)).mean()
 
 
 def pairwise_similarity(features: torch.Tensor, cells: tuple[int, ...]) -> torch.Tensor:
@@ -73,21 +86,24 @@ class PixelPairDistillation(DistillationMethod):
         pixel: weight of the pixel-wise term.
         pairwise: weight of the pair-wise term.
         scale: side of a cell as a share of the map's: the published 0.5 gives 2 x 2 cells.
+        balance: of the pixel-wise term, see `kd`; the authors have 0.
     """
 
-    def __init__(self, pair: Pair, *, pixel: float = 1.0, pairwise: float = 100.0, scale: float = 0.5) -> None:
+    def __init__(
+        self, pair: Pair, *, pixel: float = 1.0, pairwise: float = 0.1, scale: float = 0.5, balance: float = BALANCE
+    ) -> None:
         super().__init__({"skd_pixel": pixel, "skd_pair": pairwise})
         nodes = math.ceil(1 / check_number("skd", "scale", scale, most=0.5) - 1e-9)
         most = largest_grid(PLACES, pair.spatial_dims)  # similarities of N cells take N^2 values
         if nodes > most:
             raise InputError(f"skd: scale is {scale}; it must be at least 1/{most}, for at most {most} cells per axis")
-        self.loss = PairwiseLoss(nodes)
+        self.loss, self.balance = PairwiseLoss(nodes), check_balance("skd", balance)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `skd_pixel` and `skd_pair`."""
         pairs = zip(student.features, teacher.features, strict=True)
         return {
-            "skd_pixel": pixel_cross_entropy(student.logits, teacher.logits),
+            "skd_pixel": pixel_cross_entropy(student.logits, teacher.logits, labels, self.balance),
             "skd_pair": torch.stack([self.loss(*taps) for taps in pairs]).mean(),
         }
 
@@ -117,9 +133,10 @@ def build_skd(
     *,
     weight: float = 1.0,
     pixel: float = 1.0,
-    pairwise: float = 100.0,
-    holistic: float = 0.1,
+    pairwise: float = 0.1,
+    holistic: float = 0.01,
     scale: float = 0.5,
+    balance: float = BALANCE,
     adversarial_kind: str = "wgan-gp",
 ) -> dict[str, DistillationMethod]:
     """Return structured knowledge distillation whole.
@@ -131,13 +148,16 @@ def build_skd(
         pairwise: weight of the pair-wise term.
         holistic: weight of the adversary; 0 leaves it out.
         scale: see `PixelPairDistillation`.
+        balance: likewise.
         adversarial_kind: "wgan-gp" or "hinge".
 
     Raises:
         InputError: a setting is wrong, or the images are too small for the discriminator.
     """
     methods: dict[str, DistillationMethod] = {
-        "skd": PixelPairDistillation(pair, pixel=weight * pixel, pairwise=weight * pairwise, scale=scale)
+        "skd": PixelPairDistillation(
+            pair, pixel=weight * pixel, pairwise=weight * pairwise, scale=scale, balance=balance
+        )
     }
     if weight * holistic != 0:
         check_adversary("skd", "holistic", pair)

@@ -17,7 +17,7 @@ from pipeline.training import trained_parameters
 CLASSES, SIZE = 3, 64
 LINEAGE = (
     "graph_flow coco kd at fitnet fsp ft vid skd ifvd emkd nst pkt sp rkd ab ofd afd cc irg dml logits_mse sobolev bss "
-    "lwm crd"
+    "lwm crd cwd dist dkd logit_std bpkd mgd prototypes review"
 )
 
 

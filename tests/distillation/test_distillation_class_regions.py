@@ -109,6 +109,17 @@ def test_emkd_terms_by_hand():
     )
 
 
+def test_emkd_adds_up_its_taps():
+    """The taps of the test above give 2 - sqrt 2 and 1; equal ones beside them add 0 and halve nothing."""
+    student, teacher = row((2.0,), (0.0,)), row((3.0,), (-3.0,))
+    logits, label = torch.zeros(1, 3, 1, 2), labels(0, 1)
+    for more, times in (((teacher, teacher), 1), ((student, teacher), 2)):
+        views = (Tapped((one, other), logits) for one, other in zip((student, teacher), more, strict=True))
+        terms = EfficientMedical(pair())(*views, label)
+        assert float(terms["emkd_importance"]) == pytest.approx(times * (2 - 2**0.5))
+        assert float(terms["emkd_region"]) == pytest.approx(times)
+
+
 def test_weights_are_the_published_ones_times_the_factor():
     assert EfficientMedical(pair(), weight=2.0).weights == {
         "emkd_prediction": 0.2,

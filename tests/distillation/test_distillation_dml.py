@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_pair import tiny_batch, tiny_pair, views
-from torch.nn import functional as F
 
 from pipeline.distillation.dml import MutualLearning, untrained_copy
 from pipeline.errors import InputError
+from pipeline.networks import build_network
+from pipeline.training import segmentation_loss
+
+OPTIONS = {
+    "fanet": {"width": 0.25},
+    "monai.networks.nets.DynUNet": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]},
+}
 
 
 def state_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -30,6 +37,20 @@ def test_the_peer_starts_elsewhere_and_leaves_the_student_alone():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["mobile_unet", "fanet", "monai.networks.nets.DynUNet"])
+def test_the_peer_of_a_network_by_name_starts_by_its_own_initialisation(name):
+    """What is constant at a network's start is the same in its peer; all else is another draw of the same spread."""
+    torch.manual_seed(0)
+    network = build_network(name, **OPTIONS.get(name, {}))
+    peer = untrained_copy(network)
+    for mine, theirs in zip(network.parameters(), peer.parameters(), strict=True):
+        if mine.numel() >= 2000:
+            assert not torch.equal(mine, theirs)
+            torch.testing.assert_close(theirs.std(), mine.std(), rtol=0.15, atol=0)
+        elif mine.numel() > 1 and mine.min() == mine.max():
+            assert torch.equal(mine, theirs)
+
+
 def test_both_terms_are_those_written_down():
     """KL(peer || student) for the student, cross-entropy + KL(student || peer) for the peer, means over pixels."""
     pair, (images, labels) = tiny_pair(), tiny_batch()
@@ -43,13 +64,15 @@ def test_both_terms_are_those_written_down():
     torch.testing.assert_close(logged.double(), expected.detach(), rtol=1e-5, atol=0)
 
 
-def test_the_peers_step_is_that_of_adam():
-    pair, (images, labels) = tiny_pair(), tiny_batch()
-    method, (student, teacher) = MutualLearning(pair, learning_rate=0.01), views(pair, images)
+@pytest.mark.parametrize("settings", [{}, {"learning_rate": 0.01}])
+def test_the_peers_step_has_the_runs_loss_rate_and_decay(settings):
+    run = {"segmentation_loss": segmentation_loss("dice_ce"), "learning_rate": 0.02, "weight_decay": 0.1}
+    pair, (images, labels) = replace(tiny_pair(), **run), tiny_batch()
+    method, (student, teacher) = MutualLearning(pair, **settings), views(pair, images)
     twin = copy.deepcopy(method.peer)
-    optimizer = torch.optim.Adam(twin.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=settings.get("learning_rate", 0.02), weight_decay=0.1)
     logits = twin(images)
-    loss = F.cross_entropy(logits, labels[:, 0]) + method.loss(logits, student.logits.detach())
+    loss = segmentation_loss("dice_ce")(logits, labels) + method.loss(logits, student.logits.detach())
     loss.backward()
     optimizer.step()
     method(student, teacher, labels)
@@ -72,7 +95,7 @@ def test_neither_learns_through_the_other():
 
 def test_the_peer_learns_the_labels_and_its_rate_falls_to_zero():
     pair, (images, labels) = tiny_pair(), tiny_batch()
-    pair = type(pair)(**{**vars(pair), "total_steps": 30})
+    pair = replace(pair, total_steps=30)
     method, (student, teacher) = MutualLearning(pair, learning_rate=0.03), views(pair, images)
     losses = []
     for _ in range(30):

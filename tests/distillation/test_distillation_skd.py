@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.distillation.kd import BALANCE
 from pipeline.distillation.method import Pair, Tapped
 from pipeline.distillation.skd import (
     HolisticDistillation,
@@ -18,6 +19,8 @@ from pipeline.distillation.skd import (
 )
 from pipeline.errors import InputError
 
+NOBODY = torch.full((1, 1, 1, 1), -1)  # has labelled the pixel
+
 
 def pair(**changes: object) -> Pair:
     return Pair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 2, **changes)
@@ -27,17 +30,40 @@ def test_pixel_term_by_hand():
     """One pixel, teacher (0.8, 0.2), student (0.6, 0.4): -.8 ln .6 - .2 ln .4."""
     teacher, student = (torch.tensor(q).log().reshape(1, 2, 1, 1) for q in ((0.8, 0.2), (0.6, 0.4)))
     expected = -0.8 * torch.tensor(0.6).log() - 0.2 * torch.tensor(0.4).log()
-    torch.testing.assert_close(pixel_cross_entropy(student, teacher), expected)
+    torch.testing.assert_close(pixel_cross_entropy(student, teacher, NOBODY), expected)
+
+
+def test_pixels_of_a_rare_class_count_more_by_hand():
+    """Of four pixels one is of class 1. At balance 1 both classes count as much: its own loss has weight 4 / 2 = 2.
+
+    The teacher is sure (1, 0 or 0, 1) and the student says (0.5, 0.5) but at the rare pixel (0.75, 0.25).
+    """
+    teacher = torch.full((1, 2, 1, 4), -1e4)
+    teacher[0, 0, 0, :3] = teacher[0, 1, 0, 3] = 0
+    student = torch.full((1, 2, 1, 4), 0.5)
+    student[0, :, 0, 3] = torch.tensor([0.75, 0.25])
+    labels = torch.tensor([0, 0, 0, 1]).reshape(1, 1, 1, 4)
+    log2 = torch.tensor(2.0).log()
+    for balance, expected in ((0.0, 3 * log2 / 4 + 2 * log2 / 4), (1.0, log2 / 2 + 2 * log2 / 2)):
+        for known in (labels, torch.full_like(labels, -1)):  # the teacher says the same
+            torch.testing.assert_close(pixel_cross_entropy(student.log(), teacher, known, balance), expected)
+
+
+def test_the_pixel_term_leads_and_its_balance_is_that_of_kd():
+    method = PixelPairDistillation(pair())
+    assert method.weights == {"skd_pixel": 1.0, "skd_pair": 0.1}
+    assert method.balance == BALANCE
 
 
 def test_pixel_term_is_least_and_flat_where_both_are_equal():
     torch.manual_seed(0)
     teacher = torch.randn(2, 3, 4, 4)
     student = teacher.clone().requires_grad_()
-    loss = pixel_cross_entropy(student, teacher)
+    labels = torch.randint(0, 3, (2, 1, 4, 4))
+    loss = pixel_cross_entropy(student, teacher, labels, 0.5)
     loss.backward()
     assert student.grad.abs().max() < 1e-7
-    assert pixel_cross_entropy(teacher + torch.randn_like(teacher), teacher) > loss
+    assert pixel_cross_entropy(teacher + torch.randn_like(teacher), teacher, labels, 0.5) > loss
 
 
 def test_pair_term_by_hand():
@@ -106,6 +132,7 @@ def test_weight_zero_leaves_the_adversary_out(settings):
         ({}, {"scale": float("nan")}, "skd: scale is nan"),
         ({}, {"scale": 1 / 33}, "at least 1/32"),
         ({"spatial_dims": 3}, {"scale": 1 / 11}, "at least 1/10"),
+        ({}, {"balance": 1.5}, "skd: balance is 1.5"),
         ({}, {"pairwise": -1.0}, "weight of the loss term 'skd_pair'"),
         ({}, {"adversarial_kind": "lsgan"}, "choose one of wgan-gp, hinge"),
         ({"size": 32}, {}, "discriminator of skd needs slices of 64 pixels.*'holistic': 0"),

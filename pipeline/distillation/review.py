@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Knowledge review: each tap of the teacher is what the student makes of its own tap and all deeper ones.
+
+Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. From the deepest tap i = n on:
+
+    x_i = N(c_i(s_i)),  c_i of kernel 1                                 (N batch normalisation)
+    u_i = a_i x_i + b_i up(u_i+1),  a_i, b_i = sigmoid(e_i([x_i, up(u_i+1)])) at each place,  u_n = x_n
+    r_i = N(d_i(u_i)),  d_i of kernel 3, with the channels of the teacher's tap t_i
+    L   = mean over taps of sum_l w_l mean (pool_l(r_i) - pool_l(t_i))^2 / sum_l w_l
+
+The levels of the hierarchical context loss, the last line: the map as it is, w = 1, then the means over 4, 2 and 1
+cells per axis, each with half the weight of the one before. Levels of as many cells as the map, or more, are left out.
+The formula is dense as it stands. The authors add up the taps, we take the mean. All c, d and e train beside the
+student.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.distillation.adapters import pointwise, resized
+from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+
+LEVELS = (4, 2, 1)
+MOST_CHANNELS = 512  # of the fused maps, as in the authors' code
+
+
+def hierarchical_context_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean of the squared differences of two maps and of their means over 4, 2 and 1 cells.
+
+    Args:
+        student: (B, C, ...).
+        teacher: the same shape; no gradient reaches it.
+    """
+    teacher = teacher.detach()
+    loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
+    for cells in LEVELS:
+        if cells >= min(teacher.shape[2:]):
+            continue
+        weight /= 2
+        grid = (cells,) * (teacher.ndim - 2)
+        loss = loss + weight * F.mse_loss(resized(student, grid), resized(teacher, grid))
+        total += weight
+    return loss / total
+
+
+class AttentionFusion(nn.Module):
+    """Joins one tap of the student with what came of the deeper ones, and brings the result to the teacher's tap.
+
+    Args:
+        in_channels: of the student's tap.
+        fused_channels: of the fused maps, the same for all taps.
+        out_channels: of the teacher's tap.
+        deepest: there is nothing deeper to join.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(
+        self, in_channels: int, fused_channels: int, out_channels: int, deepest: bool, spatial_dims: int = 2
+    ) -> None:
+        super().__init__()
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+        norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[spatial_dims]
+        self.entry = nn.Sequential(
+            pointwise(in_channels, fused_channels, spatial_dims, bias=False), norm(fused_channels)
+        )
+        self.attention = None if deepest else pointwise(2 * fused_channels, 2, spatial_dims)
+        self.exit = nn.Sequential(
+            convolution(fused_channels, out_channels, 3, padding=1, bias=False), norm(out_channels)
+        )
+
+    def forward(
+        self, student: torch.Tensor, deeper: torch.Tensor | None, teacher: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the map to compare with the teacher's tap, and the fused one for the next shallower tap.
+
+        Args:
+            student: (B, in_channels, ...).
+            deeper: (B, fused_channels, ...) of the next deeper tap, of any size; None for the deepest.
+            teacher: (B, out_channels, ...), for its size alone.
+        """
+        fused = self.entry(student)
+        if self.attention is not None:
+            deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
+            own, others = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid().split(1, dim=1)
+            fused = own * fused + others * deeper
+        return self.exit(F.interpolate(fused, teacher.shape[2:], mode="nearest")), fused
+
+
+class KnowledgeReview(DistillationMethod):
+    """`hierarchical_context_loss` of all reviewed taps as a method with the single term `review`.
+
+    Args:
+        pair: channels and sizes may differ.
+        weight: of the term, which starts at about the teacher's mean square plus 1; the authors' weights, 0.6 to 5 with
+            a rise over the first 20 epochs (`ramp` in a mix), belong to networks whose taps are smaller.
+    """
+
+    def __init__(self, pair: Pair, *, weight: float = 0.1) -> None:
+        super().__init__({"review": weight})
+        fused, deepest = min(MOST_CHANNELS, pair.student_channels[-1]), len(pair.student_channels) - 1
+        self.fusions = nn.ModuleList(
+            AttentionFusion(mine, fused, theirs, number == deepest, pair.spatial_dims)
+            for number, (mine, theirs) in enumerate(zip(pair.student_channels, pair.teacher_channels, strict=True))
+        )
+
+    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the term `review`."""
+        losses, deeper = [], None
+        taps = list(zip(self.fusions, student.features, teacher.features, strict=True))
+        for fusion, mine, theirs in reversed(taps):
+            reviewed, deeper = fusion(mine, deeper, theirs)
+            losses.append(hierarchical_context_loss(reviewed, theirs))
+        return {"review": torch.stack(losses).mean()}
