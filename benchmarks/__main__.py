@@ -11,6 +11,7 @@ import torch
 # Each in a process of its own: peak memory is a property of a process.
 BENCHMARKS = (
     ["benchmarks.distillation_step"],
+    ["benchmarks.gradient_shares"],
     ["benchmarks.hd95", "--medpy"],
     ["benchmarks.inference_memory"],
     ["benchmarks.slide_memory", "--side", "8000"],

@@ -101,6 +101,12 @@ def test_configs_of_the_bundle_know_their_keys_through_their_macros(name, monkey
         check_overrides(["run", "--config_file", file, "--devcie", "cpu"])
 
 
+@pytest.mark.parametrize("bundle", ["synapse", "gastric"])
+def test_options_whose_default_is_nought_take_fractions(bundle, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    check_overrides(["run", "--config_file", f"bundles/{bundle}/configs/distill.yaml", "--balance", "0.5"])
+
+
 def test_path_that_looks_like_a_number_is_refused():
     with pytest.raises(InputError, match=r"--run_dir is read as 2024, not as a path: write \./2024"):
         start({"run_dir": 2024}, arguments=[])
