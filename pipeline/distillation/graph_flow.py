@@ -76,7 +76,8 @@ def bounded(windows: torch.Tensor) -> torch.Tensor:
     """Return windows (B, C, N) of nearly unit length: v / (|v| + delta), delta half of the median length.
 
     A plain division by the length is singular: its gradient grows as 1 / |v|, and rectified taps have many windows that
-    are nearly zero. Here the slope at a window of length zero is three times that at the median window, and no window has more.
+    are nearly zero. Here the slope at a window of length zero is three times that at the median window, and no window
+    has more.
     """
     length = torch.linalg.vector_norm(windows, dim=-1, keepdim=True)
     delta = _SOFTENING * length.detach().median()
