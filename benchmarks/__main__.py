@@ -12,6 +12,7 @@ import torch
 BENCHMARKS = (
     ["benchmarks.distillation_step"],
     ["benchmarks.gradient_shares"],
+    ["benchmarks.graph_flow_reach"],
     ["benchmarks.hd95", "--medpy"],
     ["benchmarks.inference_memory"],
     ["benchmarks.slide_memory", "--side", "8000"],

@@ -85,5 +85,5 @@ PARAPHRASED = ("graph_flow", "fsp", "ft")
 
 def needs_paraphrasers(options: Mapping[str, Any]) -> bool:
     """Return whether options of distill.yaml (`method` or `methods`) ask for a method that uses paraphrasers."""
-    named = options.get("methods") or [options.get("method", "graph_flow")]
+    named = options.get("methods") or [options.get("method", "kd")]
     return any(name in PARAPHRASED for name in named)
