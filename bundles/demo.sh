@@ -1,53 +1,93 @@
 #!/usr/bin/env bash
-# From phantoms to distilled students, their reports, a segmented scan and a segmented slide: the README's commands.
-# Sizes are for two CPU cores; the figures prove that everything runs, not how accurate the method is.
+# From phantoms to a distilled student, its reports, a segmented scan and a segmented slide: the README's commands.
+# Sizes are for two CPU cores, on which two commands run side by side; METHOD=graph_flow distills by another method.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Keeps freed memory for the next step: on virtual machines small steps run up to twice as fast.
 export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296
+# Two commands at once, one core each.
+export OMP_NUM_THREADS=1
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+
+METHOD=${METHOD:-kd}
+OUT=outputs/demo
+SLIDES=$OUT/slides
+rm -rf $OUT
 
 say() { printf '\n== %s\n' "$*"; }
-bundle() { local config=bundles/$1/configs/$2.yaml; shift 2; echo "+ python -m monai.bundle run --config_file $config $*"; python -W ignore -m monai.bundle run --config_file "$config" "$@"; }
 
-OUT=outputs/demo
-rm -rf $OUT
-RECIPE=(--dataset_dir $OUT/data --size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 2e-3 --val_interval 3)
+# Shows a command as one would type it, and runs it.
+bundle() {
+  local config=bundles/$1/configs/$2.yaml word line=''
+  shift 2
+  for word; do [[ $word == *[\ \{\[]* ]] && line+=" \"$word\"" || line+=" $word"; done
+  echo "+ python -m monai.bundle run --config_file $config$line"
+  python -W ignore -m monai.bundle run --config_file "$config" "$@"
+}
 
-say "scans 1/7 phantom CT data"
-python -m data_prep.phantom_ct --output $OUT/data --cases 12
-say "scans 2/7 teacher: a narrow FANet"
-bundle synapse train "${RECIPE[@]}" --network fanet --width 0.25 --epochs 9 --run_dir $OUT/teacher
-say "scans 3/7 paraphrasers of the teacher for Mobile U-Net"
-bundle synapse paraphrase --dataset_dir $OUT/data --batch_size 8 --epochs 1 --teacher $OUT/teacher/model.pt --run_dir $OUT/paraphraser
-say "scans 4/7 student without distillation"
-bundle synapse train "${RECIPE[@]}" --network mobile_unet --epochs 6 --run_dir $OUT/student
-say "scans 5/7 student with Graph Flow"
-bundle synapse distill "${RECIPE[@]}" --student mobile_unet --epochs 6 --settings "{'adversarial_kind':'hinge'}" --teacher $OUT/teacher/model.pt --paraphraser $OUT/paraphraser/paraphraser.pt --run_dir $OUT/graph_flow
-say "scans 6/7 reports on the test scans, and their comparison"
-for run in teacher student graph_flow; do
-  bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$run/model.pt --run_dir $OUT/$run/report
-done
-python -m pipeline.evaluation.figures --dataset $OUT/data --output $OUT/comparison.png \
-  --predictions teacher=$OUT/teacher/report/predictions student=$OUT/student/report/predictions "graph flow"=$OUT/graph_flow/report/predictions
-python -W ignore -m pipeline.evaluation.compare $OUT/teacher $OUT/student $OUT/graph_flow --dataset $OUT/data --output $OUT/comparison
-say "scans 7/7 a held-out scan, segmented by the distilled student"
-bundle synapse inference --checkpoint $OUT/graph_flow/model.pt --input $OUT/data/images/phantom_11.nii.gz --output_dir $OUT/segmented
+# Runs functions side by side, each line with the name of its function; fails if one of them does.
+together() {
+  local job pids=()
+  for job; do
+    "$job" > >(sed -u "s/^/${job//_/ } | /") 2>&1 &
+    pids+=($!)
+  done
+  for job in "${pids[@]}"; do wait "$job"; done
+}
 
-SLIDES=$OUT/slides
-RECIPE=(--dataset_dir $SLIDES/data --batch_size 8 --learning_rate 3e-3 --val_interval 5)
+# distill BUNDLE FOLDER STUDENT OPTION...: a student of FOLDER/teacher; Graph Flow trains paraphrasers before.
+distill() {
+  local kind=$1 folder=$2 student=$3 how=()
+  shift 3
+  if [ "$METHOD" = graph_flow ]; then
+    bundle "$kind" paraphrase --dataset_dir $folder/data --batch_size 8 --epochs 10 --student "$student" --teacher $folder/teacher/model.pt --run_dir $folder/paraphraser
+    how=(--settings "{'adversarial': 0}" --paraphraser $folder/paraphraser/paraphraser.pt)
+  fi
+  bundle "$kind" distill --dataset_dir $folder/data --method "$METHOD" ${how[@]+"${how[@]}"} --student "$student" --teacher $folder/teacher/model.pt "$@" --run_dir $folder/distilled
+}
 
-say "slides 1/5 phantom tissue, cut into tiles, and a whole slide"
-python -m data_prep.phantom_slides --output $SLIDES/data --images 16 --side 512 --color --crop 256 --size 64
-python -m data_prep.phantom_slides --whole-slide $SLIDES/whole.tif --side 4096
-say "slides 2/5 teacher: a narrow FANet"
-bundle gastric train "${RECIPE[@]}" --size 64 --network fanet --width 0.125 --epochs 10 --run_dir $SLIDES/teacher
-say "slides 3/5 ENet with Graph Flow, after the paraphrasers"
-bundle gastric paraphrase --dataset_dir $SLIDES/data --batch_size 8 --epochs 3 --student enet --teacher $SLIDES/teacher/model.pt --run_dir $SLIDES/paraphraser
-bundle gastric distill "${RECIPE[@]}" --student enet --epochs 20 --settings "{'adversarial': 0}" --teacher $SLIDES/teacher/model.pt --paraphraser $SLIDES/paraphraser/paraphraser.pt --run_dir $SLIDES/graph_flow
-say "slides 4/5 its report on the test pictures"
-bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/graph_flow/model.pt --run_dir $SLIDES/graph_flow/report
-say "slides 5/5 the whole slide, segmented"
-bundle gastric inference --checkpoint $SLIDES/graph_flow/model.pt --input $SLIDES/whole.tif --output_dir $SLIDES/segmented
+# Both students have the same network, steps, rate and seed: they differ by the distillation alone.
+RECIPE=(--size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 3e-3 --val_interval 10)
+TEACHER="{'name': 'monai.networks.nets.UNet', 'channels': [16,32,64,128], 'strides': [2,2,2], 'num_res_units': 1, 'norm': 'BATCH'}"
+STUDENT="{'name': 'monai.networks.nets.UNet', 'channels': [8,16,32,64], 'strides': [2,2,2], 'num_res_units': 1, 'norm': 'BATCH'}"
+STUDENT_EPOCHS=40
+TISSUE=(--size 64 --batch_size 8 --learning_rate 3e-3 --val_interval 5)
 
-say "done: $OUT/*/report/per_organ.csv, $OUT/comparison/comparison.html, $OUT/comparison.png, $OUT/segmented, $SLIDES/graph_flow/report/per_class.csv, $SLIDES/segmented/whole_overview.png"
+scans() { python -m data_prep.phantom_ct --output $OUT/data --cases 12 --size 64 --slices 20; }
+tissue() {
+  python -m data_prep.phantom_slides --output $SLIDES/data --images 64 --side 256 --color --crop 256 --size 64
+  python -m data_prep.phantom_slides --whole-slide $SLIDES/whole.tif --side 4096
+}
+teacher() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$TEACHER" --epochs 50 --run_dir $OUT/teacher; }
+student_alone() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$STUDENT" --epochs $STUDENT_EPOCHS --run_dir $OUT/student; }
+tissue_teacher() { bundle gastric train --dataset_dir $SLIDES/data "${TISSUE[@]}" --network fanet --width 0.125 --epochs 15 --run_dir $SLIDES/teacher; }
+student_distilled() { distill synapse $OUT "$STUDENT" "${RECIPE[@]}" --epochs $STUDENT_EPOCHS; }
+tissue_distilled() { distill gastric $SLIDES enet "${TISSUE[@]}" --epochs 30; }
+report() { bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$1/model.pt --run_dir $OUT/$1/report; }
+report_teacher() { report teacher; }
+report_alone() { report student; }
+report_distilled() { report distilled; }
+comparison() {
+  python -m pipeline.evaluation.figures --dataset $OUT/data --output $OUT/comparison.png --predictions \
+    teacher=$OUT/teacher/report/predictions "student alone"=$OUT/student/report/predictions "student distilled"=$OUT/distilled/report/predictions
+  python -W ignore -m pipeline.evaluation.compare $OUT/teacher $OUT/student $OUT/distilled --dataset $OUT/data --output $OUT/comparison
+}
+held_out_scan() { bundle synapse inference --checkpoint $OUT/distilled/model.pt --input $OUT/data/images/phantom_11.nii.gz --output_dir $OUT/segmented; }
+tissue_report() { bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/distilled/model.pt --run_dir $SLIDES/distilled/report; }
+whole_slide() { bundle gastric inference --checkpoint $SLIDES/distilled/model.pt --input $SLIDES/whole.tif --output_dir $SLIDES/segmented; }
+
+say "1/6 phantoms: CT scans; stained tissue and a whole slide"
+together scans tissue
+say "2/6 scans: the teacher, a U-Net, and the student by itself; tissue: the teacher, a narrow FANet"
+tissue_lane() { student_alone; tissue_teacher; }
+together teacher tissue_lane
+say "3/6 the students, distilled by $METHOD"
+together student_distilled tissue_distilled
+say "4/6 reports on the test splits"
+together report_teacher report_alone
+together report_distilled tissue_report
+say "5/6 the comparison, a held-out scan and the whole slide, segmented by the distilled students"
+together comparison whole_slide
+together held_out_scan
+say "done: $OUT/*/report/per_organ.csv, $OUT/comparison/comparison.html, $OUT/comparison.png, $OUT/segmented, $SLIDES/distilled/report/per_class.csv, $SLIDES/segmented/whole_overview.png"

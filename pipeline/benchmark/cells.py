@@ -4,25 +4,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.benchmark.arms import Student, is_alone, same_but_for_time
+from pipeline.benchmark.equal_time import EqualTime
 from pipeline.distillation import needs_paraphrasers
 from pipeline.networks import tap_channels
 
 TEACHER = "teacher"
-PARAPHRASER_FILE, REPORT_FOLDER, REPORT_FILE = "paraphraser.pt", "report", "summary.json"
+PARAPHRASER_FILE, REPORT_FILE = "paraphraser.pt", "summary.json"
+# Each run's checkpoints and the folders of their reports; the last proves the run done.
+REPORTS = {"model.pt": "report", "model_last.pt": "report_last"}
 # What all trainings of a grid share and a paraphraser's has too; its learning rate is its own.
-_SHARED_WITH_PARAPHRASER = ("batch_size", "augmentation", "precision", "cache_dir", "device")
+_SHARED_WITH_PARAPHRASER = ("batch_size", "augmentation", "precision", "cache_dir", "patients", "device")
+_SHARED_WITH_EVALUATION = ("patients", "device")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a bundle: the name of its config, and the options given to it."""
+    """One command of a bundle: the name of its config, and the options given to it.
+
+    `equal_time` tells how many epochs a training has that must take as long as another; None leaves it to `options`.
+    """
 
     config: str
     options: Mapping[str, Any]
+    equal_time: EqualTime | None = None
+
+    def final_options(self) -> dict[str, Any]:
+        """Return the options with all that is known only when the runs that this one needs are done."""
+        return {**self.options, **({} if self.equal_time is None else {"epochs": self.equal_time.epochs()})}
 
 
 @dataclass(frozen=True)
@@ -65,81 +78,122 @@ class Recipes:
 def build_cells(
     run_dir: str | Path,
     dataset_dir: str,
-    students: Sequence[str],
+    students: Mapping[str, Student],
     methods: Mapping[str, Mapping[str, Any] | None],
-    seeds: Sequence[int],
+    first_seed: int,
+    folds: Mapping[str, Mapping[str, Any]] | None,
     recipes: Recipes,
 ) -> list[Cell]:
-    """Return the runs of a grid: the teacher, then students with their methods and, before them, paraphrasers.
+    """Return the runs of a grid: of each fold the teacher, then students with their methods and their paraphrasers.
 
     Students whose taps have the same channels share their paraphrasers, as the seeds do.
 
     Args:
         run_dir: folder of the grid.
         dataset_dir: folder of the dataset.
-        students: names of networks.
-        methods: name to options of distill.yaml; None is training alone.
-        seeds: seeds of the students; the teacher and the paraphrasers have the first.
+        students: name of the network to its methods, seeds and options.
+        methods: name to options of distill.yaml, or of train.yaml where they name no method.
+        first_seed: of the teachers and the paraphrasers.
+        folds: name to the option `patients` of its runs; None is one grid with the dataset's own splits.
         recipes: all other options.
     """
     root = Path(run_dir)
-    teacher_options = {**recipes.training, **recipes.teacher, "seed": seeds[0]}
-    cells = {TEACHER: _trained(root / TEACHER, dataset_dir, "train", teacher_options, recipes)}
+    grids = [_Fold(root, dataset_dir, "", methods, first_seed, recipes)]
+    if folds is not None:
+        grids = [
+            replace(grids[0], prefix=f"{name}_", recipes=replace(recipes, training={**recipes.training, **patients}))
+            for name, patients in ((name, {"patients": patients}) for name, patients in folds.items())
+        ]
+    cells: dict[str, Cell] = {}
     # Seeds outermost: a grid that is stopped early has all methods with fewer seeds, not some methods with all.
-    for seed in seeds:
-        for student in students:
-            for method, options in methods.items():
-                name = f"{student}_{method}_{seed}"
-                mine = {**recipes.training, **recipes.student, **(options or {}), "seed": seed}
-                if options is None:
-                    cells[name] = _trained(root / name, dataset_dir, "train", {**mine, "network": student}, recipes)
-                    continue
-                mine |= {"student": student, "teacher": str(root / TEACHER / "model.pt")}
-                needs = [TEACHER]
-                if needs_paraphrasers(options):
-                    paraphraser = _paraphraser(root, dataset_dir, student, seeds[0], recipes)
-                    cells.setdefault(paraphraser.name, paraphraser)
-                    mine["paraphraser"] = str(paraphraser.proof)
-                    needs.append(paraphraser.name)
-                cells[name] = _trained(root / name, dataset_dir, "distill", mine, recipes, needs)
+    for seed in dict.fromkeys(seed for student in students.values() for seed in student.seeds):
+        for fold in grids:
+            for name, student in students.items():
+                for method in student.methods if seed in student.seeds else ():
+                    for cell in fold.run_and_what_it_needs(name, student, method, seed):
+                        cells.setdefault(cell.name, cell)
     return list(cells.values())
 
 
-def _trained(
-    folder: Path,
-    dataset_dir: str,
-    config: str,
-    options: Mapping[str, Any],
-    recipes: Recipes,
-    needs: Sequence[str] = (),
-) -> Cell:
-    """Return a run that trains a network and evaluates it."""
-    report = folder / REPORT_FOLDER
-    training = {"dataset_dir": dataset_dir, "run_dir": str(folder), "resume": "auto", **options}
-    evaluation = {
-        **{key: options[key] for key in ("device",) if key in options},
-        **recipes.evaluation,
-        "dataset_dir": dataset_dir,
-        "checkpoint": str(folder / "model.pt"),
-        "run_dir": str(report),
-        "overwrite": True,  # what a run that was stopped left of its report
-    }
-    steps = (Step(config, training), Step("evaluate", evaluation))
-    return Cell(folder.name, folder, steps, report / REPORT_FILE, tuple(needs))
+@dataclass(frozen=True)
+class _Fold:
+    """The runs on one choice of patients; `prefix` begins their names."""
 
+    root: Path
+    dataset_dir: str
+    prefix: str
+    methods: Mapping[str, Mapping[str, Any] | None]
+    first_seed: int
+    recipes: Recipes
 
-def _paraphraser(root: Path, dataset_dir: str, student: str, seed: int, recipes: Recipes) -> Cell:
-    """Return the run that trains the paraphrasers for all students with the taps of this one."""
-    name = "paraphraser_" + "x".join(map(str, tap_channels(student)))
-    options = {key: value for key, value in recipes.training.items() if key in _SHARED_WITH_PARAPHRASER}
-    options |= {
-        **recipes.paraphraser,
-        "dataset_dir": dataset_dir,
-        "run_dir": str(root / name),
-        "resume": "auto",
-        "seed": seed,
-        "student": student,
-        "teacher": str(root / TEACHER / "model.pt"),
-    }
-    proof = root / name / PARAPHRASER_FILE
-    return Cell(name, root / name, (Step("paraphrase", options),), proof, (TEACHER,), in_comparison=False)
+    def run_and_what_it_needs(self, name: str, student: Student, method: str, seed: int) -> list[Cell]:
+        """Return the teacher, where the method needs them the paraphrasers, and the student's run, in this order."""
+        arm = {key: value for key, value in (self.methods[method] or {}).items() if key != "time_of"}
+        options = {**self.recipes.training, **self.recipes.student, **student.options, **arm, "seed": seed}
+        folder, teacher = self._folder(name, method, seed), self._teacher()
+        if is_alone(self.methods[method]):
+            options.pop("method", None)
+            equal_time = self._equal_time(name, student, method, seed)
+            return [teacher, self._trained(folder, "train", {**options, "network": name}, equal_time=equal_time)]
+        options |= {"student": name, "teacher": str(teacher.folder / "model.pt")}
+        if not needs_paraphrasers(arm):
+            return [teacher, self._trained(folder, "distill", options, (teacher.name,))]
+        paraphraser = self._paraphraser(name, teacher)
+        options["paraphraser"] = str(paraphraser.proof)
+        return [teacher, paraphraser, self._trained(folder, "distill", options, (teacher.name, paraphraser.name))]
+
+    def _folder(self, student: str, method: str, seed: int) -> Path:
+        return self.root / f"{self.prefix}{student}_{method}_{seed}"
+
+    def _equal_time(self, name: str, student: Student, method: str, seed: int) -> EqualTime | None:
+        """Return whose time a run has: None where its arm names no other."""
+        other = (self.methods[method] or {}).get("time_of")
+        if other is None:
+            return None
+        alike = same_but_for_time(method, self.methods, student.methods)
+        return EqualTime(self._folder(name, other, seed), self._folder(name, alike, seed))
+
+    def _teacher(self) -> Cell:
+        options = {**self.recipes.training, **self.recipes.teacher, "seed": self.first_seed}
+        return self._trained(self.root / f"{self.prefix}{TEACHER}", "train", options)
+
+    def _paraphraser(self, student: str, teacher: Cell) -> Cell:
+        """Return the run that trains the paraphrasers for all students with the taps of this one."""
+        folder = self.root / f"{self.prefix}paraphraser_{'x'.join(map(str, tap_channels(student)))}"
+        options = {key: value for key, value in self.recipes.training.items() if key in _SHARED_WITH_PARAPHRASER}
+        options |= {
+            **self.recipes.paraphraser,
+            "dataset_dir": self.dataset_dir,
+            "run_dir": str(folder),
+            "resume": "auto",
+            "seed": self.first_seed,
+            "student": student,
+            "teacher": str(teacher.folder / "model.pt"),
+        }
+        steps, proof = (Step("paraphrase", options),), folder / PARAPHRASER_FILE
+        return Cell(folder.name, folder, steps, proof, (teacher.name,), in_comparison=False)
+
+    def _trained(
+        self,
+        folder: Path,
+        config: str,
+        options: Mapping[str, Any],
+        needs: Sequence[str] = (),
+        equal_time: EqualTime | None = None,
+    ) -> Cell:
+        """Return a run that trains a network, and evaluates it at its best and at its last epoch."""
+        training = {"dataset_dir": self.dataset_dir, "run_dir": str(folder), "resume": "auto", **options}
+        steps = [Step(config, training, equal_time)]
+        for checkpoint, report in REPORTS.items():
+            evaluation = {
+                **{key: options[key] for key in _SHARED_WITH_EVALUATION if key in options},
+                **self.recipes.evaluation,
+                "dataset_dir": self.dataset_dir,
+                "checkpoint": str(folder / checkpoint),
+                "run_dir": str(folder / report),
+                "overwrite": True,  # what a run that was stopped left of its report
+            }
+            steps.append(Step("evaluate", evaluation))
+        if equal_time is not None:
+            needs = tuple(dict.fromkeys((*needs, equal_time.as_long_as.name, equal_time.alike.name)))
+        return Cell(folder.name, folder, tuple(steps), folder / report / REPORT_FILE, tuple(needs))

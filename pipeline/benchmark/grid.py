@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import replace_when_complete, write_json
+from pipeline.benchmark.arms import check_names, read_students
 from pipeline.benchmark.cells import Cell, Recipes, Step, build_cells
 from pipeline.benchmark.workers import Outcome, run_cells
 from pipeline.configuration import check_overrides
+from pipeline.data import load_dataset
 from pipeline.errors import InputError
 from pipeline.spreadsheets import with_apostrophe
 
@@ -25,15 +27,18 @@ SOME_FAILED, NOT_FINISHED = 1, 3
 
 @dataclass(frozen=True)
 class Grid:
-    """Networks, methods and seeds to compare, and the options of their runs.
+    """Networks, methods, seeds and folds to compare, and the options of their runs.
 
     Attributes:
         dataset_dir: folder of the dataset.
         run_dir: folder of the grid; each run has a folder in it.
         configs: folder of the bundle's configs.
-        students: names of networks.
-        methods: name to options of distill.yaml; None is training alone.
+        students: names of networks, or name to its own `methods` (names), `seeds` and `options`.
+        methods: name to options of distill.yaml; None, or options with `method: None`, is training alone (train.yaml).
+            `time_of` there names a method: the run then has as many epochs as fit in the time of that one's.
         seeds: seeds of the students; the teacher and the paraphrasers have the first.
+        folds: name to the option `patients` of its runs, each fold with a teacher of its own; None is the dataset's
+            own splits.
         training: options of every training, of train.yaml and distill.yaml alike.
         teacher: more options of the teacher.
         student: more options of the students.
@@ -44,9 +49,10 @@ class Grid:
     dataset_dir: str
     run_dir: str
     configs: str
-    students: Sequence[str]
+    students: Sequence[str] | Mapping[str, Mapping[str, Any] | None]
     methods: Mapping[str, Mapping[str, Any] | None]
     seeds: Sequence[int] = (0, 1, 2)
+    folds: Mapping[str, Mapping[str, Any]] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     teacher: Mapping[str, Any] = field(default_factory=dict)
     student: Mapping[str, Any] = field(default_factory=dict)
@@ -55,14 +61,11 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """Return all runs; `InputError` for lists that are empty or name a thing twice, and names unfit for folders."""
-        for what, names in (("students", self.students), ("methods", list(self.methods)), ("seeds", self.seeds)):
-            if not names or len(set(names)) != len(names):
-                raise InputError(f"{what} of the benchmark are {list(names)}; give each once, and one at least")
-        for name in self.methods:
-            if not str(name).replace("_", "").replace("-", "").isalnum():
-                raise InputError(f"the method '{name}' of the benchmark names folders: give letters, digits, - and _")
+        students = read_students(self.students, self.methods, self.seeds)
+        if self.folds is not None:
+            check_names("folds", list(self.folds))
         recipes = Recipes(self.training, self.teacher, self.student, self.paraphraser, self.evaluation)
-        return build_cells(self.run_dir, self.dataset_dir, self.students, self.methods, self.seeds, recipes)
+        return build_cells(self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes)
 
 
 def run_grid(
@@ -85,10 +88,13 @@ def run_grid(
         threads: of torch in each run; by default the cores divided by the jobs.
 
     Raises:
-        InputError: an option that no config has, or a folder with a grid of other settings.
+        InputError: an option that no config has, a fold of patients who are not there, or a folder with a grid of other
+            settings.
     """
     cells = grid.cells()
     _check_options(Path(grid.configs), cells)
+    for patients in (grid.folds or {}).values():
+        load_dataset(grid.dataset_dir, patients=patients)  # or a patient misspelt would show hours later
     _check_same_grid(grid)
     outcome = run_cells(cells, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)
     _write_failures(Path(grid.run_dir), outcome)
@@ -105,7 +111,7 @@ def run_grid(
 
 def _check_options(configs: Path, cells: Sequence[Cell]) -> None:
     """Check the options of all runs before the first begins, as each run's command would; runs that are alike, once."""
-    differing = {"run_dir", "checkpoint", "teacher", "paraphraser", "seed", "student", "network"}
+    differing = {"run_dir", "checkpoint", "teacher", "paraphraser", "patients", "seed", "student", "network"}
     kinds: dict[tuple[str, str], Step] = {}
     for step in (step for cell in cells for step in cell.steps):
         alike = {name: value for name, value in step.options.items() if name not in differing}
@@ -123,7 +129,7 @@ def _arguments(configs: Path, step: Step) -> list[str]:
 def _check_same_grid(grid: Grid) -> None:
     """Refuse to go on with a grid of other settings, since its finished runs would not be comparable with the rest.
 
-    Students, methods and seeds may be added; a method that was there must be the same.
+    Students, methods, seeds and folds may be added; a method or fold that was there must be the same.
     """
     file = Path(grid.run_dir) / GRID_FILE
     settings, before = _settings(grid), _read_settings(file)
@@ -139,11 +145,14 @@ def _check_same_grid(grid: Grid) -> None:
 def _settings(grid: Grid) -> dict[str, Any]:
     """Return what must not change between the calls of one grid, as JSON primitives with flat names."""
     kinds = ("training", "teacher", "student", "paraphraser", "evaluation")
+    students = read_students(grid.students, grid.methods, grid.seeds)
     settings = {
         "dataset_dir": str(Path(grid.dataset_dir).resolve()),
         "first seed": grid.seeds[0],
         **{kind: dict(getattr(grid, kind)) for kind in kinds},
         **{f"method {name}": options and dict(options) for name, options in grid.methods.items()},
+        **{f"fold {name}": patients for name, patients in (grid.folds or {}).items()},
+        **{f"options of {name}": student.options for name, student in students.items()},
     }
     return json.loads(json.dumps(settings))
 

@@ -186,7 +186,7 @@ def _run(cell: Cell, configs: Path) -> str | None:
         _send_output_to(log)
         try:
             for step in cell.steps:
-                run_config(configs / f"{step.config}.yaml", step.options)
+                run_config(configs / f"{step.config}.yaml", step.final_options())
             if not cell.is_done:
                 raise InputError(f"{cell.proof} was not written")
         except Exception as error:  # one run that fails must not end the others

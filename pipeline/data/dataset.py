@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.data.declaration import (
     read_declaration,
 )
 from pipeline.data.intensity import IntensityRule
+from pipeline.data.patients import split_by_patients
 from pipeline.errors import InputError
 
 __all__ = [
@@ -129,8 +130,12 @@ class Dataset:
         raise InputError(f"organ {organ!r} is not in dataset '{self.name}'; {_nearest(organ, self.organs.values())}")
 
 
-def load_dataset(folder: str | os.PathLike[str], kind: str | None = None) -> Dataset:
+def load_dataset(
+    folder: str | os.PathLike[str], kind: str | None = None, patients: Mapping[str, Iterable[str]] | None = None
+) -> Dataset:
     """Read and check a dataset folder, or its `dataset.json`; `kind` is what it must hold, "scans" or "slides".
+
+    `patients` lists the patients of splits in place of those that `dataset.json` declares: see `split_by_patients`.
 
     Everything that would make training or scores silently wrong raises `InputError`, one line that names file and key:
     missing keys or files (all of them), two cases of one id, one patient or one image in two places, labels that do
@@ -142,6 +147,8 @@ def load_dataset(folder: str | os.PathLike[str], kind: str | None = None) -> Dat
         if kind not in (None, dataset.kind):
             raise InputError(f"holds {dataset.kind}, not {kind}; {_BUNDLES[dataset.kind]} is the bundle for them")
         check_cases(dataset.folder, declared.cases)
+        if patients is not None:
+            dataset = replace(dataset, **split_by_patients(declared.splits, patients))
     except InputError as error:
         raise InputError(f"{declared.path}: {error}") from error
     return dataset

@@ -31,6 +31,14 @@ def pointwise(in_channels: int, out_channels: int, spatial_dims: int, bias: bool
     return convolution(in_channels, out_channels, 1, bias=bias)
 
 
+def identity_adapter(channels: int, spatial_dims: int) -> nn.Module:
+    """Return a trained convolution of kernel 1 from `channels` to as many, which changes nothing at first."""
+    convolution = pointwise(channels, channels, spatial_dims)
+    nn.init.dirac_(convolution.weight)
+    nn.init.zeros_(convolution.bias)
+    return convolution
+
+
 class Adapter(nn.Module):
     """Brings one tap of the student to the channels and the size of the teacher's: a trained pointwise convolution.
 

@@ -29,7 +29,7 @@ def build_distiller(
     out_channels: int,
     total_steps: int,
     paraphrasers: tuple[nn.Module, nn.Module] | None = None,
-    preset: str = "normalised",
+    preset: str = "bounded",
     settings: Mapping[str, Any] | None = None,
     inferer: Any = None,
     size: int | Sequence[int] | None = None,

@@ -9,6 +9,11 @@ ablation and figures:
     E     = V V^T                                                                    (salience graph, edges)
     dV    = V_deep - V_shallow,  dE = E_deep - E_shallow                             (variation graph)
     L_V   = || dV_student - dV_teacher ||^2,  L_E = || dE_student - dE_teacher ||^2
+
+Three things are ours, each an option. Windows are brought to nearly unit length by a bounded rule. Variation graphs are
+centred over the batch: on abdominal MR most of a teacher's graph is the same for every image and teaches nothing. A
+trained 1 x 1 convolution follows the student's taps: the teacher's factors have both signs, ENet's and ERFNet's taps
+are rectified, and without it no student could reach them (`python -m benchmarks.graph_flow_reach`).
 """
 
 from __future__ import annotations
@@ -25,7 +30,9 @@ from pipeline.errors import InputError
 
 EDGES = ("dot", "cosine")
 REDUCTIONS = ("sum", "mean")
-NODE_NORMS = ("none", "l2")
+NODE_NORMS = ("none", "bounded")
+# Windows shorter than this share of the median window do not gain by being brought to unit length.
+_SOFTENING = 0.5
 
 
 class Graph(NamedTuple):
@@ -65,12 +72,24 @@ def salient_windows(features: torch.Tensor, patch: int) -> torch.Tensor:
     return at_least_float32(flat.gather(2, index)) * inside
 
 
+def bounded(windows: torch.Tensor) -> torch.Tensor:
+    """Return windows (B, C, N) of nearly unit length: v / (|v| + delta), delta half of the median length.
+
+    A plain division by the length is singular: its gradient grows as 1 / |v|, and rectified taps have many windows that
+    are nearly zero. Here the slope at a window of length zero is three times that at the median window, and no window
+    has more.
+    """
+    length = torch.linalg.vector_norm(windows, dim=-1, keepdim=True)
+    delta = _SOFTENING * length.detach().median()
+    return windows / (length + delta.clamp(min=torch.finfo(windows.dtype).tiny))
+
+
 def salience_graph(features: torch.Tensor, patch: int = 3, edge: str = "dot", node_norm: str = "none") -> Graph:
     """Return the salience graph of a feature map (B, C, ...): one node per channel, an edge between any two."""
     vertices = salient_windows(features, patch)
-    unit = F.normalize(vertices, dim=-1) if edge == "cosine" or node_norm == "l2" else vertices
+    unit = bounded(vertices) if edge == "cosine" or node_norm == "bounded" else vertices
     ends = unit if edge == "cosine" else vertices
-    return Graph(unit if node_norm == "l2" else vertices, torch.bmm(ends, ends.transpose(1, 2)))
+    return Graph(unit if node_norm == "bounded" else vertices, torch.bmm(ends, ends.transpose(1, 2)))
 
 
 def variation_graph(shallow: Graph, deep: Graph) -> Graph:
@@ -85,13 +104,16 @@ class GraphFlowLoss(nn.Module):
         patch: odd side of the salient window; 3 in the paper's best fit, 9 its alternative.
         edge: "dot" (paper) or "cosine" (free of the scale of the activations).
         reduction: "sum" over batch, nodes and values (paper) or "mean" (free of batch, channel count and patch).
-        node_norm: "none" (paper) or "l2" (each vertex of unit length).
+        node_norm: "none" (paper) or "bounded" (each vertex of nearly unit length, see `bounded`).
+        centred: take the batch's mean from each variation graph; a batch of one image stays as it is.
 
     Raises:
         InputError: an option is unknown or the patch is even.
     """
 
-    def __init__(self, patch: int = 3, edge: str = "dot", reduction: str = "sum", node_norm: str = "none") -> None:
+    def __init__(
+        self, patch: int = 3, edge: str = "dot", reduction: str = "sum", node_norm: str = "none", centred: bool = False
+    ) -> None:
         super().__init__()
         for name, value, known in (
             ("edge", edge, EDGES),
@@ -103,6 +125,9 @@ class GraphFlowLoss(nn.Module):
         if patch < 1 or patch % 2 == 0:
             raise InputError(f"graph flow: patch is {patch}; it must be odd and positive")
         self.patch, self.edge, self.reduction, self.node_norm = patch, edge, reduction, node_norm
+        self.centred = centred
+        # Sums, medians and means over the batch are those of all processes.
+        self.whole_batch = reduction == "sum" or edge == "cosine" or node_norm == "bounded" or centred
 
     def forward(
         self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]
@@ -134,7 +159,10 @@ class GraphFlowLoss(nn.Module):
     def _variation(self, features: tuple[torch.Tensor, ...]) -> Graph:
         with torch.autocast(features[0].device.type, enabled=False):  # sums of fourth powers overflow half precision
             shallow, deep = (salience_graph(tap, self.patch, self.edge, self.node_norm) for tap in features)
-            return variation_graph(shallow, deep)
+            variation = variation_graph(shallow, deep)
+        if not self.centred or len(features[0]) == 1:
+            return variation
+        return Graph(*(part - part.mean(dim=0) for part in variation))
 
 
 class GraphFlow(DistillationMethod):
@@ -146,16 +174,24 @@ class GraphFlow(DistillationMethod):
             have equal channels and are compared as they are.
         vertices: weight of the vertices term.
         edges: weight of the edges term.
+        adapters: trained modules (shallow, deep) that the student's taps pass, or None.
     """
 
     def __init__(
-        self, loss: GraphFlowLoss, paraphrasers: tuple[nn.Module, nn.Module] | None, vertices: float, edges: float
+        self,
+        loss: GraphFlowLoss,
+        paraphrasers: tuple[nn.Module, nn.Module] | None,
+        vertices: float,
+        edges: float,
+        adapters: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__({"vertices": vertices, "edges": edges})
-        self.loss, self.whole_batch = loss, loss.reduction == "sum"
+        self.loss, self.whole_batch = loss, loss.whole_batch
         self.paraphrasers = FrozenParaphrasers(paraphrasers)
+        self.adapters = nn.ModuleList(adapters or (nn.Identity(), nn.Identity()))
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `vertices` and `edges`."""
-        vertices, edges = self.loss(student.features, self.paraphrasers(teacher.features))
+        features = tuple(adapter(tap) for adapter, tap in zip(self.adapters, student.features, strict=True))
+        vertices, edges = self.loss(features, self.paraphrasers(teacher.features))
         return {"vertices": vertices, "edges": edges}

@@ -2,6 +2,7 @@
 """Training: the trainer, its losses, what it saves and the folder of a run."""
 
 from pipeline.training.checkpoints import BestModelSaver, TrainingStateSaver
+from pipeline.training.clock import TrainingClock
 from pipeline.training.interruption import Stopped
 from pipeline.training.losses import segmentation_loss
 from pipeline.training.paraphrasing import (
@@ -29,6 +30,7 @@ __all__ = [
     "ResumableSampler",
     "Stopped",
     "TeacherReconstruction",
+    "TrainingClock",
     "TrainingStateSaver",
     "autocast_dtype",
     "check_run_folder",

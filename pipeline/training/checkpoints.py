@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind: the best model by validation (`model.pt`) and the whole state to go on from (`last.pt`)."""
+"""What a run leaves: the best model by validation (`model.pt`), the last, and the state to go on from (`last.pt`)."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class BestModelSaver:
         dataset: whose organs, modality and intensity rule the checkpoint tells.
         size: side of the slices that the network is trained on.
         recipe: how it is trained, as primitives, kept in the checkpoint.
+        last_path: the file for the network as it is after the last epoch, whatever its metric; None for none.
+        epochs: the last epoch.
     """
 
     def __init__(
@@ -49,20 +51,28 @@ class BestModelSaver:
         dataset: Dataset,
         size: int,
         recipe: Mapping[str, Any] | None = None,
+        last_path: str | os.PathLike[str] | None = None,
+        epochs: int | None = None,
     ) -> None:
         self.path, self.network, self.dataset, self.size = Path(path), network, dataset, size
-        self.recipe = dict(recipe or {})
+        self.recipe, self.last_path, self.epochs = dict(recipe or {}), last_path, epochs
 
     def attach(self, engine: Engine) -> None:
-        """Save at the end of each validation that set a new best."""
+        """Save at the end of each validation that set a new best, and of the last."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save if the validation that has just ended set the best metric."""
-        if engine.state.best_metric_epoch != engine.state.epoch or not distributed.is_main():
+        """Save if the validation that has just ended set the best metric, or is the last."""
+        if not distributed.is_main():
             return
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            self._save(self.path, engine, engine.state.best_metric)
+        if self.last_path is not None and engine.state.epoch == self.epochs:
+            self._save(self.last_path, engine, engine.state.metrics[engine.state.key_metric_name])
+
+    def _save(self, path: str | os.PathLike[str], engine: Engine, metric: float) -> None:
         save_model(
-            self.path,
+            path,
             self.network,
             network_arguments=self.network.arguments,
             labels=self.dataset.labels,
@@ -71,7 +81,7 @@ class BestModelSaver:
             modality=self.dataset.modality,
             tile_px=self.dataset.tile_px,
             recipe=self.recipe,
-            selection={"epoch": engine.state.epoch, engine.state.key_metric_name: float(engine.state.best_metric)},
+            selection={"epoch": engine.state.epoch, engine.state.key_metric_name: float(metric)},
         )
 
 

@@ -41,7 +41,7 @@ def test_runs_of_a_grid_by_hand(tmp_path):
 
 def test_options_of_the_commands_by_hand(tmp_path):
     cells = {cell.name: cell for cell in _grid(tmp_path).cells()}
-    training, evaluation = cells["erfnet_flow_4"].steps
+    training, evaluation, last = cells["erfnet_flow_4"].steps
     folder = tmp_path / "grid" / "erfnet_flow_4"
     assert (training.config, evaluation.config) == ("distill", "evaluate")
     assert training.options == {
@@ -59,7 +59,11 @@ def test_options_of_the_commands_by_hand(tmp_path):
         "paraphraser": str(tmp_path / "grid/paraphraser_64x64/paraphraser.pt"),
     }
     assert evaluation.options["checkpoint"] == str(folder / "model.pt")
-    assert cells["erfnet_flow_4"].proof == folder / "report/summary.json"
+    assert (last.options["checkpoint"], last.options["run_dir"]) == (
+        str(folder / "model_last.pt"),
+        str(folder / "report_last"),
+    )
+    assert cells["erfnet_flow_4"].proof == folder / "report_last/summary.json"
     teacher = cells["teacher"].steps[0]
     assert (teacher.config, teacher.options["width"], teacher.options["seed"]) == ("train", 0.25, 3)
     assert "learning_rate" not in cells["paraphraser_64x64"].steps[0].options  # its own, not the networks'
@@ -117,3 +121,87 @@ def test_students_methods_and_seeds_may_be_added(tmp_path, monkeypatch):
     _begun(tmp_path, monkeypatch, **more)
     with pytest.raises(InputError, match="method flow was"):  # though the call between did not have it
         run_grid(_grid(tmp_path, methods={"flow": {"method": "kd"}}), compare=print)
+
+
+FOLDS = {"a": {"validation": ["1"], "test": ["2"]}, "b": {"validation": ["3"], "test": ["4"]}}
+
+
+def test_each_fold_has_its_teacher_paraphrasers_and_patients(tmp_path):
+    """One student, three methods, two seeds, two folds: 12 runs, two teachers, two paraphrasers; seeds outermost."""
+    cells = {cell.name: cell for cell in _grid(tmp_path, students=["enet"], folds=FOLDS).cells()}
+    assert len(cells) == 16
+    firsts = ["a_teacher", "a_enet_alone_3", "a_enet_kd_3", "a_paraphraser_64x64", "a_enet_flow_3", "b_teacher"]
+    assert list(cells)[:6] == firsts
+    flow = cells["b_enet_flow_4"]
+    assert flow.needs == ("b_teacher", "b_paraphraser_64x64")
+    assert flow.steps[0].options["teacher"] == str(tmp_path / "grid/b_teacher/model.pt")
+    for name in ("b_teacher", "b_paraphraser_64x64", "b_enet_alone_3", "b_enet_flow_4"):
+        assert all(step.options["patients"] == FOLDS["b"] for step in cells[name].steps)
+
+
+def test_students_may_have_methods_seeds_and_options_of_their_own(tmp_path):
+    students = {"enet": {"options": {"learning_rate": 0.1}}, "erfnet": {"methods": ["kd"], "seeds": [4, 9]}}
+    cells = {cell.name: cell for cell in _grid(tmp_path, students=students).cells()}
+    assert [name for name in cells if name.startswith("erfnet")] == ["erfnet_kd_4", "erfnet_kd_9"]
+    assert len([name for name in cells if name.startswith("enet")]) == 6
+    assert cells["enet_kd_3"].steps[0].options["learning_rate"] == 0.1
+    assert cells["erfnet_kd_9"].steps[0].options["learning_rate"] == 0.01
+    assert cells["teacher"].steps[0].options["seed"] == 3
+
+
+def test_an_arm_without_method_trains_alone_with_its_options(tmp_path):
+    methods = {"balanced": {"method": None, "loss": "dice_ce"}}
+    cells = {cell.name: cell for cell in _grid(tmp_path, methods=methods, students=["enet"]).cells()}
+    step = cells["enet_balanced_3"].steps[0]
+    assert (step.config, step.options["loss"], step.options["network"]) == ("train", "dice_ce", "enet")
+    assert not {"method", "student", "teacher"} & set(step.options)
+    assert cells["enet_balanced_3"].needs == ()
+
+
+TIMED = {**METHODS, "alone_long": {"method": None, "time_of": "flow"}}
+
+
+def test_equal_time_by_hand(tmp_path):
+    """Alone took 60 s for 20 epochs, the method 150 s for as many: 50 epochs alone take as long."""
+    cells = {cell.name: cell for cell in _grid(tmp_path, methods=TIMED, students=["enet"]).cells()}
+    long = cells["enet_alone_long_4"]
+    assert set(long.needs) == {"enet_flow_4", "enet_alone_4"}
+    for name, seconds in (("enet_alone_4", 60.0), ("enet_flow_4", 150.0)):
+        cells[name].folder.mkdir(parents=True)
+        (cells[name].folder / "time.json").write_text(f'{{"epochs": 20, "seconds": {seconds}}}')
+    training = long.steps[0]
+    assert "time_of" not in training.options
+    assert training.final_options() == {**training.options, "epochs": 50}
+    (cells["enet_flow_4"].folder / "time.json").write_text('{"epochs": 20, "seconds": 0.1}')
+    assert training.final_options()["epochs"] == 1  # none would be no training
+    (cells["enet_flow_4"].folder / "time.json").unlink()
+    with pytest.raises(InputError, match="enet_flow_4 does not tell how long"):
+        training.final_options()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"students": {"enet": {"method": ["kd"]}}}, "has .'method'.; give methods"),
+        ({"students": {"enet": {"methods": ["dk"]}}}, "has the method dk"),
+        ({"students": {"enet": {"seeds": []}}}, "seeds of enet"),
+        ({"folds": {"../a": FOLDS["a"]}}, "names folders"),
+        ({"folds": {}}, "folds of the benchmark"),
+        ({"methods": {"kd": {"method": "kd", "time_of": "alone"}, "alone": None}}, "for method: null alone"),
+        ({"methods": {**TIMED, "alone_long": {"method": None, "time_of": "x"}}}, "has the time of x"),
+        ({"methods": {**TIMED, "alone": {"method": None, "loss": "ce"}}}, "no method with its other options"),
+    ],
+)
+def test_bad_students_folds_and_times(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        _grid(tmp_path, **changes).cells()
+
+
+def test_folds_and_options_of_students_stay_and_folds_may_be_added(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.benchmark.grid.load_dataset", lambda *_, **__: None)
+    _begun(tmp_path, monkeypatch, folds={"a": FOLDS["a"]}, students={"enet": {"options": {"epochs": 3}}})
+    _begun(tmp_path, monkeypatch, folds=FOLDS, students={"enet": {"options": {"epochs": 3}}})
+    with pytest.raises(InputError, match="fold a was"):
+        run_grid(_grid(tmp_path, folds={"a": FOLDS["b"]}), compare=print)
+    with pytest.raises(InputError, match="options of enet was"):
+        run_grid(_grid(tmp_path), compare=print)

@@ -99,7 +99,7 @@ def chain(dataset_dir, tmp_path_factory) -> Path:
     assert_done(bundle("train", *data, *size, *QUICK, "--width", "0.0625", "--run_dir", runs / "teacher"))
     teacher = [*data, "--teacher", runs / "teacher/model.pt"]
     assert_done(bundle("paraphrase", *teacher, *QUICK, "--student", "enet", "--run_dir", runs / "paraphraser"))
-    for preset in ("paper", "normalised"):
+    for preset in ("paper", "bounded"):
         options = ["--student", "enet", "--preset", preset, "--paraphraser", runs / "paraphraser/paraphraser.pt"]
         assert_done(bundle("distill", *teacher, *QUICK, *options, "--run_dir", runs / preset))
     model = ["--checkpoint", runs / "paper/model.pt"]
@@ -139,7 +139,7 @@ def test_evaluation_and_inference_give_the_same_mask(chain):
         )
 
 
-@pytest.mark.parametrize("preset", ["paper", "normalised"])
+@pytest.mark.parametrize("preset", ["paper", "bounded"])
 def test_tensorboard_holds_every_loss_term_and_they_are_finite(chain, preset):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

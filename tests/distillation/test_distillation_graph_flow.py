@@ -64,11 +64,49 @@ def test_cosine_edges_by_hand():
     features[0, 0] = torch.tensor([[1.0, 3.0, 0.0]])
     features[0, 1] = torch.tensor([[0.0, 4.0, 2.0]])
     edges = salience_graph(features, patch=3, edge="cosine").edges
-    expected = 12 / (10**0.5 * 20**0.5)
-    torch.testing.assert_close(edges, torch.tensor([[[1, expected], [expected, 1]]]))
+    first, second = 10**0.5, 20**0.5
+    softened = [length / (length + 0.5 * first) for length in (first, second)]  # torch's median of two is the smaller
+    across = 12 / (first * second) * softened[0] * softened[1]
+    expected = torch.tensor([[[softened[0] ** 2, across], [across, softened[1] ** 2]]])
+    torch.testing.assert_close(edges, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"edge": "cosine", "reduction": "mean", "node_norm": "l2"}, {"patch": 9}])
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-8, 0.0])
+def test_no_channel_takes_the_gradient_by_being_small(scale):
+    """Of eight channels, one is scaled down: with plain unit lengths it takes all of the squared gradient."""
+    student = tuple(tap.clone() for tap in taps(0, channels=8, dtype=torch.float32))
+    for tap in student:
+        tap[:, 0] *= scale
+        tap.requires_grad_()
+    loss = GraphFlowLoss(edge="cosine", reduction="mean", node_norm="bounded", centred=True)
+    for term in loss(student, taps(1, channels=8, dtype=torch.float32)):
+        gradients = torch.autograd.grad(term, student, retain_graph=True)
+        norms = torch.stack([gradient.flatten(2).norm(dim=2).square().sum(dim=0) for gradient in gradients]).sum(0)
+        assert torch.isfinite(norms).all()
+        assert norms[0] < 0.7 * norms.sum()
+
+
+def test_centred_graphs_do_not_see_what_all_images_share():
+    loss = GraphFlowLoss(reduction="mean", patch=1, centred=True)
+    student, teacher = taps(0), taps(1)
+    same = tuple(tap[:1].expand(2, -1, -1, -1) for tap in student)
+    assert [float(term) for term in loss(same, tuple(tap[:1].expand(2, -1, -1, -1) for tap in teacher))] == [0, 0]
+    assert loss(student, teacher)[0] > 0
+    alone = loss(tuple(tap[:1] for tap in student), tuple(tap[:1] for tap in teacher))
+    assert alone[0] > 0  # one image has nothing to be compared with
+
+
+def test_adapter_reaches_signed_targets_from_rectified_taps():
+    """A student's tap of 1 everywhere, adapted by -1, equals the teacher's tap of -1."""
+    minus = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.constant_(minus.weight, -1.0)
+    student, teacher = (Tapped((torch.full((2, 1, 4, 4), value),) * 2, torch.zeros(1)) for value in (1.0, -1.0))
+    method = GraphFlow(GraphFlowLoss(), None, 1.0, 1.0, (minus, minus))
+    assert all(float(term.detach()) == 0 for term in method(student, teacher, torch.zeros(1)).values())
+    assert len(method.adapter_parameters()) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"edge": "cosine", "reduction": "mean", "node_norm": "bounded"}, {"patch": 9}])
 class TestIdentities:
     """What must hold for any features and any options."""
 
@@ -116,7 +154,7 @@ def test_cosine_edges_are_free_of_scale():
 
 
 def test_mean_is_free_of_batch_size():
-    loss = GraphFlowLoss(edge="cosine", reduction="mean", node_norm="l2")
+    loss = GraphFlowLoss(edge="cosine", reduction="mean", node_norm="bounded", centred=True)
     twice = [tuple(tap.repeat(2, 1, 1, 1) for tap in both) for both in (taps(0), taps(1))]
     torch.testing.assert_close(loss(*twice), loss(taps(0), taps(1)))
 

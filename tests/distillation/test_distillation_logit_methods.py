@@ -270,6 +270,19 @@ def test_constant_and_huge_logits_give_finite_gradients(name, spatial_dims, of_s
     assert float(student.grad.norm()) < 20
 
 
+@named
+def test_processes_that_share_a_batch_make_the_terms_of_one(name):
+    """Each sees some images and their terms are averaged; balance has its own sum over processes."""
+    student, teacher, labels = normal(4, 3, 8, 8), normal(4, 3, 8, 8, seed=1), blocks(2).repeat(2, 1, 1, 1)
+    labels[0, :, :, 2:] = 2
+    method = METHODS[name](tiny_pair(), **({"balance": 0} if name in ("dkd", "logit_std") else {}))
+    whole = method(Tapped((), student), Tapped((), teacher), labels)
+    shares = [method(Tapped((), student[i::2]), Tapped((), teacher[i::2]), labels[i::2]) for i in (0, 1)]
+    means = {term: float(sum(share[term] for share in shares)) / 2 for term in TERMS[name]}
+    equal = all(means[term] == pytest.approx(float(whole[term]), rel=1e-5) for term in TERMS[name])
+    assert equal != method.whole_batch
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

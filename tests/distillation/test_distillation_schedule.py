@@ -70,7 +70,8 @@ def test_a_mix_has_all_terms_and_adds_them_by_weight():
     distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, 1, methods=mix)
     terms = _run(distiller, student)
     assert set(terms) == {"kd", "vertices", "edges", "kd_kd"}  # graph_flow has kd too: kd's get its name
-    expected = terms["kd"] + terms["vertices"] + terms["edges"] + 0.5 * terms["kd_kd"]
+    graph = distiller.weights["vertices"] * terms["vertices"] + distiller.weights["edges"] * terms["edges"]
+    expected = terms["kd"] + graph + 0.5 * terms["kd_kd"]
     torch.testing.assert_close(distiller.total(terms), expected)
 
 

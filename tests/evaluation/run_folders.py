@@ -110,4 +110,4 @@ def make_run(
 def taught_by(teacher: Path | str, method: str = "kd", **more: Any) -> dict[str, Any]:
     """Return the recipe's entry of a distillation by the teacher in a run folder, or of a given hash."""
     sha256 = sha256_of(teacher / "model.pt") if isinstance(teacher, Path) else teacher
-    return {"method": method, "methods": None, "preset": "normalised", "settings": {}, "teacher_sha256": sha256, **more}
+    return {"method": method, "methods": None, "preset": "bounded", "settings": {}, "teacher_sha256": sha256, **more}

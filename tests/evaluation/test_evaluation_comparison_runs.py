@@ -60,10 +60,10 @@ class TestLabels:
         [
             (None, None),
             ({"method": "kd", "preset": "paper"}, "kd"),
-            ({"method": "graph_flow", "preset": "normalised"}, "graph_flow"),
+            ({"method": "graph_flow", "preset": "bounded"}, "graph_flow"),
             ({"method": "graph_flow", "methods": None, "preset": "paper"}, "graph_flow (paper)"),
             (
-                {"method": "graph_flow", "preset": "normalised", "methods": {"graph_flow": 1.0, "kd": 0.5}},
+                {"method": "graph_flow", "preset": "bounded", "methods": {"graph_flow": 1.0, "kd": 0.5}},
                 "graph_flow + 0.5 kd",
             ),
             ({"method": "kd", "methods": {"kd": {"weight": 2, "temperature": 3}, "at": 1}}, "2 kd + at"),
@@ -160,7 +160,7 @@ class TestScores:
         assert run.organs == ("=liver",)
 
     def test_a_recipe_without_a_mix_is_read(self, tmp_path):
-        old = {"method": "graph_flow", "preset": "normalised", "settings": {}, "teacher_sha256": "ab"}
+        old = {"method": "graph_flow", "preset": "bounded", "settings": {}, "teacher_sha256": "ab"}
         (run,) = read_runs([make_scan_run(tmp_path / "run", DICE, distillation=old)])
         assert (run.method, run.teacher_sha256) == ("graph_flow", "ab")
 

@@ -245,6 +245,19 @@ def test_best_model_is_kept_over_a_worse_one_after_a_resume(tmp_path):
     assert (tmp_path / "model.pt").stat().st_mtime_ns == written
 
 
+def test_network_of_the_last_epoch_is_kept_beside_the_best(tmp_path):
+    dataset = Dataset("d", tmp_path, "CT", {0: "background", 1: "liver"}, IntensityRule("window", 0, 1), (), (), ())
+    best, last = tmp_path / "model.pt", tmp_path / "model_last.pt"
+    saver = BestModelSaver(best, build_network("enet"), dataset, size=32, last_path=last, epochs=3)
+    state = {"best_metric": 0.5, "best_metric_epoch": 2, "key_metric_name": "dice", "metrics": {"dice": 0.5}}
+    saver(SimpleNamespace(state=SimpleNamespace(epoch=2, **state)))
+    assert not last.exists()
+    state["metrics"] = {"dice": 0.4}
+    saver(SimpleNamespace(state=SimpleNamespace(epoch=3, **state)))
+    assert load_model(last).extra["selection"] == {"epoch": 3, "dice": 0.4}
+    assert load_model(best).extra["selection"] == {"epoch": 2, "dice": 0.5}
+
+
 def test_resume_with_another_method_is_an_error(tmp_path):
     make_trainer(1, tmp_path / "last.pt", distilled=False).run()
     with pytest.raises(InputError, match="another network or method"):

@@ -173,7 +173,7 @@ def _loss_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a run compared graphs."""
     distillation: Mapping[str, Any] = recipe.get("distillation") or {}
     settings = dict(distillation.get("settings") or {})
-    preset = distillation.get("preset") or "normalised"
+    preset = distillation.get("preset") or "bounded"
     part = (distillation.get("methods") or {}).get(METHOD)
     if isinstance(part, Mapping):
         preset = part.get("preset", preset)
