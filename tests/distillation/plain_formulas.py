@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the written-out formulas share: random maps, views of them, and vectors, softmax and regions by loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+
+CLASSES = 3
+Vector = Sequence[float]
+
+
+def maps(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pair(student: tuple[int, ...], teacher: tuple[int, ...], **known: object) -> Pair:
+    return Pair(nn.Identity(), nn.Identity(), teacher, student, CLASSES, **known)
+
+
+def view(seed: int, channels: tuple[int, ...], side: int = 4, batch: int = 2) -> Tapped:
+    """Random taps of these channels and logits of the double size."""
+    taps = tuple(maps(seed + index, batch, count, side, side) for index, count in enumerate(channels))
+    return Tapped(taps, maps(seed + 9, batch, CLASSES, 2 * side, 2 * side))
+
+
+def terms(method: DistillationMethod, student: Tapped, teacher: Tapped, labels: torch.Tensor | None = None) -> dict:
+    """The method's terms in double precision, as numbers."""
+    labels = torch.zeros(len(student.logits), 1, *student.logits.shape[2:]) if labels is None else labels
+    found = method.double()(student, teacher, labels)
+    return {name: float(value.detach()) for name, value in found.items()}
+
+
+def dot(one: Vector, other: Vector) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def unit(vector: Vector) -> list[float]:
+    length = math.sqrt(dot(vector, vector))
+    return [value / length for value in vector]
+
+
+def cosine(one: Vector, other: Vector) -> float:
+    return dot(unit(one), unit(other))
+
+
+def softmax(values: Vector, temperature: float = 1.0) -> list[float]:
+    powers = [math.exp(value / temperature) for value in values]
+    return [power / sum(powers) for power in powers]
+
+
+def divergence(target: Vector, found: Vector) -> float:
+    """KL(target || found)."""
+    return sum(p * math.log(p / q) for p, q in zip(target, found, strict=True))
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def pixels(features: torch.Tensor) -> list[list[float]]:
+    """The vector of each pixel of (B, C, H, W), image by image, row by row."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2).tolist()
+
+
+def regions(features: torch.Tensor, grid: int, of_cell: object = np.mean) -> list[list[float]]:
+    """The mean (or another figure) of each channel over each cell of a grid, image by image, row by row."""
+    step_down, step_right = (side // grid for side in features.shape[2:])
+    found = []
+    for image in features.detach().numpy():
+        for row in range(grid):
+            for column in range(grid):
+                rows = slice(row * step_down, (row + 1) * step_down)
+                columns = slice(column * step_right, (column + 1) * step_right)
+                found.append([float(of_cell(channel[rows, columns])) for channel in image])
+    return found
+
+
+def pointwise(convolution: nn.Module, features: torch.Tensor) -> np.ndarray:
+    """A convolution of kernel 1, channel by channel."""
+    weight = convolution.weight.detach().double().flatten(1).numpy()
+    bias = np.zeros(len(weight)) if convolution.bias is None else convolution.bias.detach().double().numpy()
+    return np.stack(
+        [
+            [sum(w * c for w, c in zip(row, image, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
+            for image in np.asarray(features)
+        ]
+    )
