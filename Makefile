@@ -7,7 +7,7 @@ DEVELOPMENT := $(VENV)/.development
 
 .PHONY: help demo test test-slow lint bench clean
 help:
-	@echo "make demo       phantom scans and slides, teachers, students with Graph Flow, reports, a segmented scan and slide"
+	@echo "make demo       phantom scans and slides, teachers, distilled students, reports, a segmented scan and slide"
 	@echo "make test       all quick tests           make test-slow  the ones that take minutes"
 	@echo "make lint       style checks              make bench      time and memory, printed"
 	@echo "make clean      remove .venv and outputs/demo"
