@@ -24,6 +24,7 @@ from data_prep.phantom_ct import make
 from pipeline.data import load_dataset
 from pipeline.distillation import METHODS, Distiller, build_distiller
 from pipeline.distillation.gradient_shares import gradient_shares
+from pipeline.errors import InputError
 from pipeline.networks import Paraphraser, build_network, load_model
 from pipeline.training import ReconstructionLoss, TeacherReconstruction, segmentation_loss
 
@@ -159,10 +160,14 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     }
     print(f"{'method':<12} {'term':<14} {'weight':>8}" + "".join(f" {name:>26}" for name in students) + "   median")
     for method in options.methods:
-        found = {
-            name: [shares_of(method, teacher, snapshot, paraphrasers[name], material) for snapshot in snapshots]
-            for name, snapshots in students.items()
-        }
+        try:
+            found = {
+                name: [shares_of(method, teacher, snapshot, paraphrasers[name], material) for snapshot in snapshots]
+                for name, snapshots in students.items()
+            }
+        except InputError as refusal:  # as logit_std of two classes
+            print(f"left out: {refusal}", flush=True)
+            continue
         print_rows(method, found)
 
 
