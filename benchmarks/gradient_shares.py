@@ -23,7 +23,9 @@ from torch import nn
 from data_prep.phantom_ct import make
 from pipeline.data import load_dataset
 from pipeline.distillation import METHODS, Distiller, build_distiller
+from pipeline.distillation.build import build_method
 from pipeline.distillation.gradient_shares import gradient_shares
+from pipeline.distillation.method import Pair
 from pipeline.errors import InputError
 from pipeline.networks import Paraphraser, build_network, load_model
 from pipeline.training import ReconstructionLoss, TeacherReconstruction, segmentation_loss
@@ -96,27 +98,58 @@ def train_paraphrasers(
     return tuple(network.paraphrasers.eval())
 
 
+def fitting(
+    methods: Sequence[str],
+    teacher: nn.Module,
+    student: nn.Module,
+    paraphrasers: tuple[nn.Module, nn.Module],
+    material: Material,
+) -> list[str]:
+    """Return the methods that take these networks and classes; print why the others do not, as logit_std of two."""
+    taps, size = (tuple(teacher.tap_channels), tuple(student.tap_channels)), material.batches[0][0].shape[-1]
+    pair, found = Pair(teacher, student, *taps, material.out_channels, paraphrasers=paraphrasers, size=size), []
+    for method in methods:
+        try:
+            build_method(method, pair)
+        except InputError as refusal:
+            print(f"left out: {refusal}")
+        else:
+            found.append(method)
+    return found
+
+
 def train_adapters(distiller: Distiller, student: nn.Module, material: Material) -> None:
-    """Let a method's adapters learn on the frozen student, if it has any."""
-    if not distiller.adapter_parameters():
+    """Let the adapters of all methods learn on the frozen student."""
+    adapted = {name: method for name, method in distiller.methods.items() if method.adapter_parameters()}
+    if not adapted:
         return
-    optimizer = torch.optim.Adam(distiller.adapter_parameters(), lr=LEARNING_RATE)
+    alone = Distiller(distiller.teacher, student, adapted).train()
+    optimizer = torch.optim.Adam(alone.adapter_parameters(), lr=LEARNING_RATE)
     for images, labels in islice(material.endless(), MEASURED_BATCHES, MEASURED_BATCHES + ADAPTER_STEPS):
         with torch.no_grad():
             logits = student(images)
         optimizer.zero_grad()
-        distiller.total(distiller(images, labels, logits)).backward()
+        alone.total(alone(images, labels, logits)).backward()
         optimizer.step()
 
 
 def shares_of(
-    method: str, teacher: nn.Module, student: nn.Module, paraphrasers: tuple[nn.Module, nn.Module], material: Material
-) -> dict[str, tuple[float, float]]:
-    """Return weight and mean share of the gradient of each term of a method, with its defaults, on a student."""
+    methods: Sequence[str],
+    teacher: nn.Module,
+    student: nn.Module,
+    paraphrasers: tuple[nn.Module, nn.Module],
+    material: Material,
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return weight and mean share of the gradient of each (method, term), all with their defaults, on a student.
+
+    All methods are built at once, so that they share its passes: none sees another.
+    """
     torch.manual_seed(0)
     teacher, student = copy.deepcopy(teacher), copy.deepcopy(student).train()
-    size = material.batches[0][0].shape[-1]
-    distiller = build_distiller(method, teacher, student, material.out_channels, 1000, paraphrasers, size=size).train()
+    every, size = dict.fromkeys(methods, 1.0), material.batches[0][0].shape[-1]
+    distiller = build_distiller(
+        "", teacher, student, material.out_channels, 1000, paraphrasers, size=size, methods=every
+    ).train()
     train_adapters(distiller, student, material)
     found: dict[str, list[float]] = {}
     for images, labels in material.batches[:MEASURED_BATCHES]:
@@ -125,50 +158,43 @@ def shares_of(
         parameters = list(student.parameters())
         for term, share in gradient_shares(terms, material.loss(logits, labels), parameters).items():
             found.setdefault(term, []).append(float(share))
-    return {term: (distiller.weights[term], statistics.mean(shares)) for term, shares in found.items()}
+    owners = {term: distiller.groups[part] for part, method in distiller.methods.items() for term in method.weights}
+    return {(owners[term], term): (distiller.weights[term], statistics.mean(shares)) for term, shares in found.items()}
 
 
-def print_rows(method: str, measured: Mapping[str, Sequence[Mapping[str, tuple[float, float]]]]) -> None:
-    """Print a line for each term of a method.
+def print_table(measured: Mapping[str, Sequence[Mapping[tuple[str, str], tuple[float, float]]]]) -> None:
+    """Print a line for each term of each method.
 
     Args:
-        method: its name.
         measured: for each student and step, what `shares_of` returns.
     """
-    terms = next(iter(measured.values()))[0]
-    for term, (weight, _) in terms.items():
-        shares = {student: [step[term][1] for step in steps] for student, steps in measured.items()}
-        cells = "".join(f" {' '.join(f'{share:7.2g}' for share in found):>26}" for found in shares.values())
+    print(f"{'method':<12} {'term':<18} {'weight':>8}" + "".join(f" {name:>26}" for name in measured) + "   median")
+    for (method, term), (weight, _) in next(iter(measured.values()))[0].items():
+        shares = {student: [step[method, term][1] for step in steps] for student, steps in measured.items()}
+        cells = "".join(f" {' '.join(f'{share:8.2g}' for share in found):>26}" for found in shares.values())
         median = statistics.median(share for found in shares.values() for share in found)
-        print(f"{method:<12} {term:<14} {weight:8.2g}{cells} {median:8.2g}", flush=True)
+        print(f"{method:<12} {term:<18} {weight:8.2g}{cells} {median:8.2g}")
 
 
 def measure(options: argparse.Namespace, folder: str) -> None:
     """Measure all methods on a dataset folder and print the table."""
-    steps = [int(step) for step in options.steps.split(",")]
     torch.manual_seed(0)
     material = read_material(folder, options.size, options.loss, 100)
-    kinds = material.in_channels, material.out_channels
+    kinds, steps = (material.in_channels, material.out_channels), [int(step) for step in options.steps.split(",")]
     if options.teacher is None:
         (teacher,) = train(build_network(TEACHER, *kinds), material, [options.teacher_steps])
     else:
         teacher = load_model(options.teacher).network
-    students = {name: list(train(build_network(name, *kinds), material, steps)) for name in options.students}
-    paraphrasers = {
-        name: train_paraphrasers(teacher, snapshots[0].tap_channels, material, options.teacher_steps)
-        for name, snapshots in students.items()
-    }
-    print(f"{'method':<12} {'term':<14} {'weight':>8}" + "".join(f" {name:>26}" for name in students) + "   median")
-    for method in options.methods:
-        try:
-            found = {
-                name: [shares_of(method, teacher, snapshot, paraphrasers[name], material) for snapshot in snapshots]
-                for name, snapshots in students.items()
-            }
-        except InputError as refusal:  # as logit_std of two classes
-            print(f"left out: {refusal}", flush=True)
-            continue
-        print_rows(method, found)
+    measured, methods = {}, []
+    for name in options.students:
+        student = build_network(name, *kinds)
+        paraphrasers = train_paraphrasers(teacher, student.tap_channels, material, options.teacher_steps)
+        methods = methods or fitting(options.methods, teacher, student, paraphrasers, material)
+        measured[name] = [
+            shares_of(methods, teacher, snapshot, paraphrasers, material)
+            for snapshot in train(student, material, steps)
+        ]
+    print_table(measured)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

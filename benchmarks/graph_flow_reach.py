@@ -17,7 +17,7 @@ BATCH, CHANNELS, SIDE, STEPS = 8, 64, 16, 250
 
 
 def factors() -> list[torch.Tensor]:
-    """Return two smooth maps (B, C, H, W) of both signs, negative ones ten times less, as a paraphraser gives them."""
+    """Return two smooth maps (B, C, H, W) as a paraphraser gives them: negative values are ten times smaller."""
     noise = torch.randn(2, BATCH, CHANNELS, SIDE, SIDE)
     return list(F.leaky_relu(F.avg_pool2d(noise.flatten(0, 1), 3, 1, 1), 0.1).unflatten(0, (2, BATCH)))
 

@@ -47,23 +47,23 @@ distill() {
   bundle "$kind" distill --dataset_dir $folder/data --method "$METHOD" ${how[@]+"${how[@]}"} --student "$student" --teacher $folder/teacher/model.pt "$@" --run_dir $folder/distilled
 }
 
-# Both students have the same network, steps, rate and seed: they differ by the distillation alone.
-RECIPE=(--size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 3e-3 --val_interval 10)
+# Both students have the same network, loss, steps, rate and seed: they differ by the distillation alone.
+RECIPE=(--size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 3e-3 --val_interval 5)
 TEACHER="{'name': 'monai.networks.nets.UNet', 'channels': [16,32,64,128], 'strides': [2,2,2], 'num_res_units': 1, 'norm': 'BATCH'}"
 STUDENT="{'name': 'monai.networks.nets.UNet', 'channels': [8,16,32,64], 'strides': [2,2,2], 'num_res_units': 1, 'norm': 'BATCH'}"
-STUDENT_EPOCHS=40
-TISSUE=(--size 64 --batch_size 8 --learning_rate 3e-3 --val_interval 5)
+STUDENT_EPOCHS=20
+TISSUE=(--size 64 --batch_size 8 --loss dice_ce --learning_rate 3e-3 --val_interval 5)
 
 scans() { python -m data_prep.phantom_ct --output $OUT/data --cases 12 --size 64 --slices 20; }
 tissue() {
   python -m data_prep.phantom_slides --output $SLIDES/data --images 64 --side 256 --color --crop 256 --size 64
   python -m data_prep.phantom_slides --whole-slide $SLIDES/whole.tif --side 4096
 }
-teacher() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$TEACHER" --epochs 50 --run_dir $OUT/teacher; }
+teacher() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$TEACHER" --epochs 40 --run_dir $OUT/teacher; }
 student_alone() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$STUDENT" --epochs $STUDENT_EPOCHS --run_dir $OUT/student; }
-tissue_teacher() { bundle gastric train --dataset_dir $SLIDES/data "${TISSUE[@]}" --network fanet --width 0.125 --epochs 15 --run_dir $SLIDES/teacher; }
+tissue_teacher() { bundle gastric train --dataset_dir $SLIDES/data "${TISSUE[@]}" --network fanet --width 0.125 --epochs 25 --run_dir $SLIDES/teacher; }
 student_distilled() { distill synapse $OUT "$STUDENT" "${RECIPE[@]}" --epochs $STUDENT_EPOCHS; }
-tissue_distilled() { distill gastric $SLIDES enet "${TISSUE[@]}" --epochs 30; }
+tissue_distilled() { distill gastric $SLIDES enet "${TISSUE[@]}" --epochs 40; }
 report() { bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$1/model.pt --run_dir $OUT/$1/report; }
 report_teacher() { report teacher; }
 report_alone() { report student; }
@@ -80,14 +80,14 @@ whole_slide() { bundle gastric inference --checkpoint $SLIDES/distilled/model.pt
 say "1/6 phantoms: CT scans; stained tissue and a whole slide"
 together scans tissue
 say "2/6 scans: the teacher, a U-Net, and the student by itself; tissue: the teacher, a narrow FANet"
-tissue_lane() { student_alone; tissue_teacher; }
-together teacher tissue_lane
+student_and_tissue() { student_alone; tissue_teacher; }
+together teacher student_and_tissue
 say "3/6 the students, distilled by $METHOD"
 together student_distilled tissue_distilled
 say "4/6 reports on the test splits"
 together report_teacher report_alone
 together report_distilled tissue_report
 say "5/6 the comparison, a held-out scan and the whole slide, segmented by the distilled students"
-together comparison whole_slide
-together held_out_scan
+slides_and_scans() { whole_slide; held_out_scan; }
+together comparison slides_and_scans
 say "done: $OUT/*/report/per_organ.csv, $OUT/comparison/comparison.html, $OUT/comparison.png, $OUT/segmented, $SLIDES/distilled/report/per_class.csv, $SLIDES/segmented/whole_overview.png"

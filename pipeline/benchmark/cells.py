@@ -47,6 +47,7 @@ class Cell:
         folder: where it writes.
         steps: its commands, in order; each goes on where an earlier call stopped.
         proof: the file that its last step writes; a run that has it is done.
+        arm: its name without that of its fold; the runs of all folds are one.
         needs: names of the runs that must be done before.
         in_comparison: whether it is a row of the comparison.
     """
@@ -55,6 +56,7 @@ class Cell:
     folder: Path
     steps: tuple[Step, ...]
     proof: Path
+    arm: str = ""
     needs: tuple[str, ...] = ()
     in_comparison: bool = True
 
@@ -129,7 +131,8 @@ class _Fold:
     def run_and_what_it_needs(self, name: str, student: Student, method: str, seed: int) -> list[Cell]:
         """Return the teacher, where the method needs them the paraphrasers, and the student's run, in this order."""
         arm = {key: value for key, value in (self.methods[method] or {}).items() if key != "time_of"}
-        options = {**self.recipes.training, **self.recipes.student, **student.options, **arm, "seed": seed}
+        shared = {**self.recipes.training, **self.recipes.student, **student.options}
+        options = {**shared, **arm, "arm": method, "seed": seed}
         folder, teacher = self._folder(name, method, seed), self._teacher()
         if is_alone(self.methods[method]):
             options.pop("method", None)
@@ -171,7 +174,7 @@ class _Fold:
             "teacher": str(teacher.folder / "model.pt"),
         }
         steps, proof = (Step("paraphrase", options),), folder / PARAPHRASER_FILE
-        return Cell(folder.name, folder, steps, proof, (teacher.name,), in_comparison=False)
+        return Cell(folder.name, folder, steps, proof, folder.name, (teacher.name,), in_comparison=False)
 
     def _trained(
         self,
@@ -196,4 +199,5 @@ class _Fold:
             steps.append(Step("evaluate", evaluation))
         if equal_time is not None:
             needs = tuple(dict.fromkeys((*needs, equal_time.as_long_as.name, equal_time.alike.name)))
-        return Cell(folder.name, folder, tuple(steps), folder / report / REPORT_FILE, tuple(needs))
+        arm = folder.name.removeprefix(self.prefix)
+        return Cell(folder.name, folder, tuple(steps), folder / report / REPORT_FILE, arm, tuple(needs))

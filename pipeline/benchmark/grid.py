@@ -98,8 +98,7 @@ def run_grid(
     _check_same_grid(grid)
     outcome = run_cells(cells, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)
     _write_failures(Path(grid.run_dir), outcome)
-    done = [cell.folder for cell in cells if cell.in_comparison and cell.name in outcome.done]
-    if len(done) > 1:
+    if len(done := _comparable(cells, outcome)) > 1:
         compare(done)
     logger.info("%d of %d runs are done, %d failed", len(outcome.done), len(cells), len(outcome.failed))
     if outcome.failed:
@@ -109,9 +108,16 @@ def run_grid(
         raise SystemExit(NOT_FINISHED)
 
 
+def _comparable(cells: Sequence[Cell], outcome: Outcome) -> list[Path]:
+    """Return the folders of runs that are done, in all folds: one that lacks a fold was tested on fewer cases."""
+    compared = [cell for cell in cells if cell.in_comparison]
+    unfinished = {cell.arm for cell in compared if cell.name not in outcome.done}
+    return [cell.folder for cell in compared if cell.arm not in unfinished]
+
+
 def _check_options(configs: Path, cells: Sequence[Cell]) -> None:
     """Check the options of all runs before the first begins, as each run's command would; runs that are alike, once."""
-    differing = {"run_dir", "checkpoint", "teacher", "paraphraser", "patients", "seed", "student", "network"}
+    differing = {"run_dir", "checkpoint", "teacher", "paraphraser", "patients", "arm", "seed", "student", "network"}
     kinds: dict[tuple[str, str], Step] = {}
     for step in (step for cell in cells for step in cell.steps):
         alike = {name: value for name, value in step.options.items() if name not in differing}

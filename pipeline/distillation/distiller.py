@@ -60,8 +60,8 @@ class Distiller(nn.Module):
         self._views: tuple[Tapped, Tapped] | None = None
         self._schedules = {name: (schedules or {}).get(name, Schedule()) for name in methods}
         self._total_steps, self.steps = max(total_steps, 1), 0
-        self._groups = {name: (groups or {}).get(name, name) for name in methods}
-        wanted = {self._groups[name]: schedule.share for name, schedule in self._schedules.items()}
+        self.groups = {name: (groups or {}).get(name, name) for name in methods}
+        wanted = {self.groups[name]: schedule.share for name, schedule in self._schedules.items()}
         self.shares = GradientShares({group: share for group, share in wanted.items() if share is not None})
 
     def train(self, mode: bool = True) -> Distiller:
@@ -95,7 +95,7 @@ class Distiller(nn.Module):
     def weighted(self, terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the terms by their methods' weights, where the run is in the schedules, and the shares to hold."""
         factors = {
-            term: self._schedules[name].factor(self._progress) * self.shares.factor(self._groups[name])
+            term: self._schedules[name].factor(self._progress) * self.shares.factor(self.groups[name])
             for name, method in self.methods.items()
             for term in method.weights
         }
@@ -118,7 +118,7 @@ class Distiller(nn.Module):
         """
         losses: dict[str, torch.Tensor] = {}
         for name, method in self.methods.items():
-            group = self._groups[name]
+            group = self.groups[name]
             running = [term for term in method.weights if term in terms] if group in self.shares.wanted else []
             for term in running:
                 losses[group] = losses.get(group, 0) + self.weights[term] * terms[term]

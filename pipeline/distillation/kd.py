@@ -8,6 +8,10 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531,
 The factor tau^2 keeps the size of the gradient independent of the temperature. The plain mean over pixels, w = 1, is
 the usual form. It belongs to the background: on abdominal slices 85 % of its gradient falls there, and small organs are
 lost. So pixels count by their class, see `pipeline.class_balance.pixel_weights`.
+
+Balance 0.5 was chosen on CHAOS MR (two validation patients, 64 x 64, 500 steps, seed 0): mean Dice of ENet 0.764
+against 0.670 alone, of ERFNet 0.729 against 0.718, of Mobile U-Net 0.865 against 0.858. Balance 1, every class alike,
+gave ENet 0.641: it trades large organs and precision for recall.
 """
 
 from __future__ import annotations

@@ -9,15 +9,18 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.data import Dataset, load_dataset
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.comparison import Comparison, arrange, read_runs
+from pipeline.evaluation.comparison.csv_file import comparison_csv
 from pipeline.evaluation.comparison.page import write_page
 from pipeline.evaluation.comparison.pictures import draw_all
 from pipeline.evaluation.comparison.rows import ComparisonRow, comparison_rows
-from pipeline.evaluation.comparison.table import comparison_csv, comparison_markdown, comparison_tables
+from pipeline.evaluation.comparison.table import comparison_markdown, comparison_tables
+from pipeline.evaluation.comparison.verdict import verdict
 from pipeline.evaluation.report import check_output_folder
 from pipeline.evaluation.tables import text_table
 
@@ -57,12 +60,14 @@ def write_comparison(
     dataset = None if dataset_dir is None else load_dataset(dataset_dir)
     comparison = arrange(read_runs(runs), title)
     if dataset is not None:
-        _check_dataset(dataset, str(dataset_dir), comparison)
+        dataset, comparison = _matched(dataset, str(dataset_dir), comparison)
     folder = check_output_folder(output_dir)
     rows = comparison_rows(comparison)
     with tempfile.TemporaryDirectory(prefix=".comparison_", dir=folder) as staging:
         _write(Path(staging), comparison, rows, dataset)
         _publish(Path(staging), folder)
+    if told := verdict(comparison, rows):
+        print(f"{told}\n")
     for table in comparison_tables(comparison, rows):
         print(f"{table.caption}\n{text_table(table.header, table.rows)}\n")
     print(f"comparison in {folder}")
@@ -89,20 +94,26 @@ def _publish(staging: Path, folder: Path) -> None:
         os.replace(path, target)
 
 
-def _check_dataset(dataset: Dataset, path: str, comparison: Comparison) -> None:
-    """Refuse a dataset that the runs were not scored on: its pictures would show other cases."""
+def _matched(dataset: Dataset, path: str, comparison: Comparison) -> tuple[Dataset, Comparison]:
+    """Return the dataset with the cases of the reports as its test split, and the comparison with their patients.
+
+    Raises `InputError` for a dataset that the runs were not scored on: its pictures would show other cases.
+    """
     if (dataset.kind, dataset.name) != (comparison.kind, comparison.dataset):
         raise InputError(
             f"--dataset {path} is {dataset.name} ({dataset.kind}), but the runs were scored on {comparison.dataset} "
             f"({comparison.kind}); give the dataset folder of the reports"
         )
-    known = {case.case for case in (*dataset.training, *dataset.validation, *dataset.test)}
-    missing = sorted(set(comparison.cases) - known)
+    known = {case.case: case for case in (*dataset.training, *dataset.validation, *dataset.test)}
+    missing = sorted(set(comparison.cases) - set(known))
     if missing:
         raise InputError(
             f"--dataset {path} lacks {len(missing)} cases of the reports, such as {missing[0]}; give the dataset "
             "folder that they are of"
         )
+    test = tuple(known[case] for case in comparison.cases)
+    patients = tuple(case.patient for case in test)
+    return replace(dataset, training=(), validation=(), test=test), replace(comparison, patients=patients)
 
 
 def _parser() -> argparse.ArgumentParser:

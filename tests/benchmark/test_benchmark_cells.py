@@ -53,6 +53,7 @@ def test_options_of_the_commands_by_hand(tmp_path):
         "learning_rate": 0.01,
         "method": "graph_flow",
         "preset": "paper",
+        "arm": "flow",
         "seed": 4,
         "student": "erfnet",
         "teacher": str(tmp_path / "grid/teacher/model.pt"),

@@ -42,7 +42,7 @@ def configs(tmp_path, monkeypatch) -> Path:
 def _cell(root: Path, name: str, config: str, *needs: str) -> Cell:
     proof = root / name / "proof"
     options = {"proof": str(proof), "word": name}
-    return Cell(name, root / name, (Step(config, options),), proof, needs)
+    return Cell(name, root / name, (Step(config, options),), proof, name, needs)
 
 
 def test_runs_follow_what_they_need_and_one_that_fails_does_not_end_the_others(tmp_path, configs):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def make_scan_run(
     return folder
 
 
+def add_last(run: Path, dice: Mapping[str, Mapping[str, float]], dataset: str = "toy") -> None:
+    """Add the network and report of the last epoch to a run of `make_scan_run`."""
+    shutil.copy(run / "model.pt", run / "model_last.pt")
+    organs = enumerate(next(iter(dice.values())), start=1)
+    scores = [organ_score(case, organ, label, dice[case][organ], 3.0) for label, organ in organs for case in dice]
+    cases = [describe_case(case, (6, 8, 0), (1.0, 1.0, 1.0)) for case in dice]
+    made = {"dataset": dataset, **describe_run(run / "model_last.pt"), "cases": cases}
+    write_report(run / "report_last", MM, scores, made)
+
+
 def organ_score(case: str, organ: str, label: int, dice: float, hd95_mm: float) -> OrganScore:
     status = "absent" if np.isnan(dice) else "missed" if dice == 0 else "ok"
     distance = {"absent": np.nan, "missed": np.inf, "ok": hd95_mm}[status]
@@ -88,9 +99,13 @@ def make_run(
     seed: int = 0,
     distillation: Mapping[str, Any] | None = None,
     tile_px: int | None = None,
+    validation: float | None = None,
     **recipe: Any,
 ) -> Path:
-    """Write `run.json` and `model.pt` of a freshly initialised network; returns the model file."""
+    """Write `run.json` and `model.pt` of a freshly initialised network; returns the model file.
+
+    `validation` is the metric by which the model was chosen, if it is to tell one.
+    """
     folder.mkdir(parents=True)
     settings = {**RECIPE, "network": network, "seed": seed, "distillation": distillation, **recipe}
     (folder / "run.json").write_text(json.dumps({"settings": settings}))
@@ -103,6 +118,7 @@ def make_run(
         modality="MR",
         tile_px=tile_px,
         recipe=settings,
+        **({} if validation is None else {"selection": {"epoch": 1, "val_metric": validation}}),
     )
     return folder / "model.pt"
 

@@ -12,8 +12,8 @@ from scipy import stats
 from pipeline.errors import InputError
 from pipeline.evaluation import bootstrap_ci, mean_iou, overall_accuracy, score_image, summarise_classes
 from pipeline.evaluation.comparison import Arm, Run
+from pipeline.evaluation.comparison.gap import Gap, gap_closed
 from pipeline.evaluation.comparison.paired import METRICS, Metric, PairedDraws, image_counts
-from pipeline.evaluation.comparison.rows import gap_closed
 from pipeline.evaluation.pixel_scores import bootstrap_matrices, interval
 from pipeline.evaluation.statistics import holm, wilcoxon_p
 
@@ -129,33 +129,60 @@ class TestGap:
     def shifted(self, shift: float, name: str = "ENet") -> Arm:
         return arm([[dice + shift for dice in case] for case in self.CASES], name=name)
 
-    def closed(self, method: float, teacher: float, metric: Metric = DICE) -> tuple[float, str]:
+    def closed(self, method: float, teacher: float, metric: Metric = DICE) -> Gap:
         arms = (self.shifted(method), self.shifted(0.0, "alone"), self.shifted(teacher, "teacher"))
         return gap_closed(metric, *arms, PairedDraws(4))
 
     @pytest.mark.parametrize("metric", [DICE, HD95])
-    def test_share(self, metric):
-        assert self.closed(0.05, 0.1, metric) == (pytest.approx(0.5), "")
-        assert self.closed(-0.1, 0.1, metric) == (pytest.approx(-1.0), "")
-        assert self.closed(0.2, 0.1, metric) == (pytest.approx(2.0), "")
+    @pytest.mark.parametrize(("method", "share"), [(0.05, 0.5), (-0.1, -1.0), (0.2, 2.0)])
+    def test_share(self, metric, method, share):
+        """Shifts that all cases share: every draw has the same share."""
+        gap = self.closed(method, 0.1, metric)
+        assert (gap.share, gap.low, gap.high) == pytest.approx((share, share, share))
+        assert (gap.note, gap.is_none) == ("", False)
+
+    def test_interval_of_a_share(self):
+        """Two cases, control 0.2 and 0.4, teacher 0.1 above; the method 0.1 above in the second alone: 0, 1/2 or 1."""
+        control, method, teacher = arm([[0.2], [0.4]], name="alone"), arm([[0.2], [0.5]]), arm([[0.3], [0.5]])
+        gap = gap_closed(DICE, method, control, teacher, PairedDraws(2))
+        assert (gap.share, gap.low, gap.high) == pytest.approx((0.5, 0.0, 1.0))
 
     @pytest.mark.parametrize(("metric", "teacher"), [(DICE, 0.0), (DICE, -0.1), (HD95, -0.1)])
     def test_no_gap(self, metric, teacher):
-        closed, reason = self.closed(0.05, teacher, metric)
-        assert math.isnan(closed)
-        assert "the teacher is not better" in reason
+        gap = self.closed(0.05, teacher, metric)
+        assert math.isnan(gap.share)
+        assert gap.is_none
+        assert "the teacher is not better" in gap.note
 
     def test_a_gap_that_may_be_chance(self):
         teacher = arm([[0.1], [0.4], [0.6], [1.0]])
-        closed, reason = gap_closed(DICE, self.shifted(0.1), self.shifted(0.0, "alone"), teacher, PairedDraws(4))
-        assert math.isnan(closed)
+        gap = gap_closed(DICE, self.shifted(0.1), self.shifted(0.0, "alone"), teacher, PairedDraws(4))
+        assert math.isnan(gap.share)
+        assert gap.is_none
         # Of the 256 draws of -0.1, 0, 0, 0.2 one has the mean -0.1 and 8 have -0.075: 2.5 % lie in the latter.
-        assert reason == "the interval of teacher minus alone + kd includes zero (-0.075 to 0.150)"
+        assert gap.note == "the interval of teacher minus alone + kd includes zero (-0.075 to 0.150)"
 
     def test_one_case(self):
-        closed, reason = gap_closed(DICE, arm([[0.6]]), arm([[0.5]]), arm([[0.7]]), PairedDraws(1))
-        assert math.isnan(closed)
-        assert "too few cases" in reason
+        gap = gap_closed(DICE, arm([[0.6]]), arm([[0.5]]), arm([[0.7]]), PairedDraws(1))
+        assert math.isnan(gap.share)
+        assert not gap.is_none
+        assert "too few cases" in gap.note
+
+
+class TestPatients:
+    def test_cases_of_a_patient_are_drawn_and_tested_together(self):
+        """Changes 0.1 and 0.3 of one patient and 0.6 of another: 0.2 and 0.6, never a draw of the 0.1 alone."""
+        alone, method = arm([[0.1], [0.1], [0.1]]), arm([[0.2], [0.4], [0.7]], name="other")
+        change = PairedDraws(3, ["a", "a", "b"]).difference(DICE, method, alone)
+        assert (change.pairs, change.telling) == (2, 2)
+        # Draws of patients: a twice (0.2), both (1.0 / 3), b twice (0.6).
+        assert (change.value, change.low, change.high) == pytest.approx((1 / 3, 0.2, 0.6))
+
+    def test_patients_of_one_case_each_are_as_none_given(self):
+        alone, method = arm([[0.1], [0.5], [0.1]]), arm([[0.2], [0.4], [0.7]], name="other")
+        assert PairedDraws(3, ["a", "b", "c"]).difference(DICE, method, alone) == PairedDraws(3).difference(
+            DICE, method, alone
+        )
 
 
 class TestProperties:

@@ -98,7 +98,7 @@ class TestArms:
         assert (comparison.kind, comparison.dataset, comparison.organs) == ("scans", "toy", ("liver", "spleen"))
         assert comparison.cases == ("case_1", "case_2")
         assert comparison.teacher is comparison.arms[0]
-        assert comparison.alone("ENet") is comparison.arms[1]
+        assert comparison.control("ENet") is comparison.arms[1]
 
     def test_what_must_be_known_is_said(self, runs):
         comparison = arrange(list(runs.values()))

@@ -13,9 +13,9 @@ from run_folders import make_scan_run, make_slide_run, taught_by
 
 from pipeline.evaluation.comparison import Comparison, Run, arrange, read_runs
 from pipeline.evaluation.comparison.cost import Cost, image_shape, latency_ms
+from pipeline.evaluation.comparison.csv_file import comparison_csv
 from pipeline.evaluation.comparison.rows import ComparisonRow, comparison_rows
 from pipeline.evaluation.comparison.table import (
-    comparison_csv,
     comparison_markdown,
     comparison_tables,
     html_tables,
@@ -99,15 +99,15 @@ class TestRows:
         # Eight differences on one side: 2 / 2**8, corrected for one method, since the other has no p.
         assert kd.difference.p == pytest.approx(2 / 256)
         assert kd.p_holm == pytest.approx(2 / 256)
-        assert (kd.gap_closed, kd.gap_note, kd.test_note) == (pytest.approx(0.5), "", "")
-        assert rows[3].metrics["hd95_penalised_mm"].gap_closed == pytest.approx(0.5)
+        assert (kd.gap.share, kd.gap.note, kd.test_note) == (pytest.approx(0.5), "", "")
+        assert rows[3].metrics["hd95_penalised_mm"].gap.share == pytest.approx(0.5)
 
     def test_a_method_that_changes_nothing(self, rows):
         graph = rows[2].metrics["dice"]
         assert (graph.difference.value, graph.difference.includes_zero) == (0, True)
         assert math.isnan(graph.p_holm)
         assert graph.test_note == "only 0 of 8 cases differ at all"
-        assert graph.gap_closed == 0
+        assert graph.gap.share == 0
 
     @pytest.mark.usefixtures("measured")
     def test_holm_counts_all_methods_of_a_metric(self, runs):
@@ -133,8 +133,8 @@ class TestRows:
         comparison = arrange([runs[name] for name in names])
         rows = comparison_rows(comparison)
         score = rows[-1].metrics["dice"]
-        assert math.isnan(score.gap_closed)
-        assert score.gap_note == reason
+        assert math.isnan(score.gap.share)
+        assert score.gap.note == reason
         assert any(reason in note for note in notes(comparison, rows))
 
     @pytest.mark.usefixtures("measured")
@@ -155,7 +155,7 @@ class TestRows:
         rows = comparison_rows(comparison)
         assert math.isnan(rows[3].metrics["hd95_penalised_mm"].mean)
         assert rows[3].metrics["hd95_penalised_mm"].difference is None
-        assert rows[3].metrics["dice"].gap_closed == pytest.approx(0.5)
+        assert rows[3].metrics["dice"].gap.share == pytest.approx(0.5)
         assert cells(comparison, rows)["ENet + kd"]["hd95_mm_median"] == ""
         assert "-, -" in comparison_markdown(comparison, rows)
 

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.evaluation.comparison.arms import Arm, Comparison
 from pipeline.evaluation.comparison.run_files import CASE_COLUMN, ORGAN_COLUMN
-from pipeline.evaluation.comparison.runs import Arm, Comparison
 from pipeline.evaluation.comparison.style import ArmStyle, arm_styles
 
 # The quartiles of fewer cases than this are the cases themselves.

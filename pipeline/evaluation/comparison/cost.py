@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.evaluation.comparison.runs import Arm
+from pipeline.evaluation.comparison.arms import Arm
 from pipeline.networks import PaddedInferer, SavedModel, load_model
 from pipeline.networks.cost import multiply_adds, parameter_count
 

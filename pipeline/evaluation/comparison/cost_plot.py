@@ -10,22 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from pipeline.evaluation.comparison.paired import METRICS, Metric
+from pipeline.evaluation.comparison.arms import Comparison
+from pipeline.evaluation.comparison.paired import main_metric
 from pipeline.evaluation.comparison.rows import ComparisonRow, MetricScore
-from pipeline.evaluation.comparison.runs import Comparison
 from pipeline.evaluation.comparison.style import ArmStyle, arm_styles
 
-# The metric by which papers of the field rank networks.
-MAIN_METRIC = {"scans": "dice", "slides": "miou"}
 _LABEL_SHARE = 0.055  # of the axis' height: what one label needs
 _LETTER_SHARE, _MOST_ROOM = 0.011, 0.6  # of the axis' width: a letter of a label, and all labels
 _WIDTH_PT = 440.0  # of the axis, about
 _STEP_PT = 8.0  # between arms of one network, which all have the same cost
-
-
-def main_metric(kind: str) -> Metric:
-    """Return the metric of the picture for "scans" or "slides"."""
-    return next(metric for metric in METRICS[kind] if metric.name == MAIN_METRIC[kind])
 
 
 def cost_figure(comparison: Comparison, rows: Sequence[ComparisonRow]) -> Figure | None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.evaluation.comparison.runs import Arm
+from pipeline.evaluation.comparison.arms import Arm
 from pipeline.evaluation.comparison.style import ArmStyle
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Curve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """The curves of several seeds on common steps: mean, lowest and highest, each (N,) float."""
+    """The curves of several seeds, and folds, on common steps: mean, lowest and highest, each (N,) float."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -74,7 +74,7 @@ def over_seeds(curves: Sequence[Curve]) -> Band:
 def arm_bands(arm: Arm) -> dict[str, Band]:
     """Return mean and range of each scalar over the runs of an arm that have it; warns of runs without event files."""
     by_tag: dict[str, list[Curve]] = {}
-    for run in arm.runs:
+    for run in arm.parts:
         found = read_curves(run.tensorboard)
         if not found:
             logger.warning("%s has no event files; its learning curves are not drawn", run.tensorboard)

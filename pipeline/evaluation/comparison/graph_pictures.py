@@ -31,7 +31,7 @@ from pipeline.distillation import (
 )
 from pipeline.errors import InputError
 from pipeline.evaluation.case_views import as_seen, telling_slice
-from pipeline.evaluation.comparison.runs import Run
+from pipeline.evaluation.comparison.runs import Run, method_label
 from pipeline.evaluation.mask_files import read_mask
 from pipeline.networks import PaddedInferer, SavedModel, load_model
 from pipeline.training import load_paraphrasers
@@ -66,7 +66,7 @@ class GraphView:
 
 def draws_graphs(run: Run) -> bool:
     """Tell whether a run was distilled by Graph Flow, alone or in a mix."""
-    return METHOD in (run.method or "")
+    return METHOD in (method_label(run.recipe.get("distillation")) or run.method or "")
 
 
 def graph_figure(dataset: Dataset, case: str, student: Run, teacher: Run) -> tuple[Figure, str] | None:
@@ -154,7 +154,7 @@ def find_paraphrasers(student: Run, teacher_sha256: str) -> tuple[nn.Module, nn.
 
     A file that is no longer there, or is of another teacher, counts as none.
     """
-    in_grid = sorted(student.path.parent.glob("paraphraser*/paraphraser.pt"))  # a benchmark keeps them beside its runs
+    in_grid = sorted(student.path.parent.glob("*paraphraser*/paraphraser.pt"))  # a grid has them beside its runs
     for path in [student.path / "paraphraser.pt", *_named_paraphraser(student.path / RECORD_FILE), *in_grid]:
         if path.is_file():
             try:

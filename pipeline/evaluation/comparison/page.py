@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from pipeline.atomic import replace_when_complete
 from pipeline.data import image_size
+from pipeline.evaluation.comparison.arms import Comparison
 from pipeline.evaluation.comparison.page_style import STYLE
 from pipeline.evaluation.comparison.rows import ComparisonRow
-from pipeline.evaluation.comparison.runs import Comparison
 from pipeline.evaluation.comparison.style import PNG_DPI, Picture
 from pipeline.evaluation.comparison.table import html_tables, legend, notes
+from pipeline.evaluation.comparison.verdict import verdict
 from pipeline.evaluation.provenance import describe_run
 
 NO_IMAGES = "Segmentations and graphs need the images: give --dataset FOLDER to have them drawn."
@@ -56,6 +57,7 @@ def page_html(
     links += [("made", "How this was made")]
     navigation = "".join(f'<li><a href="#{place}">{html.escape(text)}</a></li>' for place, text in links)
     figures = "\n".join(_figure(number, picture) for number, picture in enumerate(pictures, 1))
+    told = f"<p>{html.escape(sentence)}</p>\n" if (sentence := verdict(comparison, rows)) else ""
     left_out = "" if images else f"<p>{html.escape(NO_IMAGES)}</p>\n"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -70,7 +72,7 @@ def page_html(
 <body>
 <header>
 <h1>{title}</h1>
-<nav aria-label="Contents"><ul>{navigation}</ul></nav>
+{told}<nav aria-label="Contents"><ul>{navigation}</ul></nav>
 </header>
 <main>
 <section id="tables">
@@ -138,7 +140,7 @@ def _making(comparison: Comparison) -> str:
         f'<tr><th scope="row">{html.escape(arm.label)}</th><td>{run.seed}</td><td>{run.epochs}</td>'
         f"<td><code>{html.escape(str(run.path))}</code></td><td><code>{run.model_sha256[:12]}</code></td></tr>"
         for arm in comparison.arms
-        for run in arm.runs
+        for run in arm.parts
     )
     return (
         f'<dl>\n{listed}\n</dl>\n<div class="scroll" tabindex="0" role="region" aria-label="Runs">\n<table>\n'

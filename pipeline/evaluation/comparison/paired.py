@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences of arms on the same cases: bootstrap intervals over whole cases and signed-rank tests.
+"""Differences of arms on the same cases: bootstrap intervals over whole patients and signed-rank tests.
 
-An arm's figure is the mean over its runs of what the report of each says. A draw takes the same cases for every run of
-every arm, so what makes a case hard for all of them cancels in a difference.
+An arm's figure is the mean over its runs of what the report of each says. A draw takes the same patients for every run
+of every arm, so what makes a case hard for all of them cancels in a difference.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import numpy as np
 
 from pipeline.data.dataset import SCANS, SLIDES
 from pipeline.errors import InputError
+from pipeline.evaluation.comparison.arms import Arm
 from pipeline.evaluation.comparison.run_files import PENALISED
-from pipeline.evaluation.comparison.runs import Arm, Run
+from pipeline.evaluation.comparison.runs import Run
 from pipeline.evaluation.pixel_scores import PixelCounts, mean_of_occurring
 from pipeline.evaluation.statistics import draw_cases, macro_mean, weighted_macro_means, wilcoxon_p
 
 LEVEL = 0.95
+# The metric by which papers of the field rank networks.
+MAIN_METRIC = {SCANS: "dice", SLIDES: "miou"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Difference:
-    """One arm minus another: the difference, its bootstrap interval over cases, and the test over cases.
+    """One arm minus another: the difference, its bootstrap interval over patients, and the test over patients.
 
-    `low` and `high` are NaN for fewer than two cases, `p` (two-sided, not corrected) where the test has too little to
-    go by; `pairs` is how many cases have a difference, `telling` how many of them one that is not 0.
+    `low` and `high` are NaN for fewer than two patients, `p` (two-sided, not corrected) where the test has too little
+    to go by; `pairs` is how many patients have a difference, `telling` how many of them one that is not 0.
     """
 
     value: float
@@ -70,19 +73,23 @@ class Difference:
 
 
 class PairedDraws:
-    """Draws of the cases that all arms share, and each arm's figures in them.
+    """Draws of the patients whose cases all arms share, and each arm's figures in them.
 
-    `cases` is their number, two at least for intervals.
+    Args:
+        cases: their number, two at least for intervals.
+        patients: of the cases, in their order: all cases of one are drawn, and tested, together. None: each is one.
     """
 
-    def __init__(self, cases: int) -> None:
-        self._weights = draw_cases(cases) if cases > 1 else None
+    def __init__(self, cases: int, patients: Sequence[str] | None = None) -> None:
+        self._patients = np.unique(patients, return_inverse=True)[1] if patients else np.arange(cases)
+        count = len(set(self._patients))
+        self._weights = draw_cases(count)[:, self._patients] if count > 1 else None
         self._figures: dict[tuple[Arm, str], np.ndarray] = {}
 
     def difference(self, metric: Metric, arm: Arm, reference: Arm) -> Difference:
         """Return `arm` minus `reference` in a metric."""
         by_case = _case_means(metric, arm) - _case_means(metric, reference)
-        paired = by_case[~np.isnan(by_case)]
+        paired = self._by_patient(by_case)
         low, high = self._interval(metric, arm, reference)
         return Difference(
             value=float(np.mean(metric.values(arm)) - np.mean(metric.values(reference))),
@@ -96,13 +103,22 @@ class PairedDraws:
     def _interval(self, metric: Metric, arm: Arm, reference: Arm) -> tuple[float, float]:
         if self._weights is None:
             return math.nan, math.nan
-        drawn = self._drawn(metric, arm) - self._drawn(metric, reference)
-        # Arms that are equal must differ by 0, not by the 1e-17 that another order of adding leaves.
-        drawn = np.round(drawn[~np.isnan(drawn)], 12)
-        if not drawn.size:
+        return _percentiles(self._drawn(metric, arm) - self._drawn(metric, reference))
+
+    def share_interval(self, metric: Metric, arm: Arm, control: Arm, best: Arm) -> tuple[float, float]:
+        """Return the interval of (arm - control) / (best - control); NaN for fewer than two patients."""
+        if self._weights is None:
             return math.nan, math.nan
-        low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-        return float(low), float(high)
+        arm, control, best = (self._drawn(metric, each) for each in (arm, control, best))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw may have no gap at all
+            return _percentiles((arm - control) / (best - control))
+
+    def _by_patient(self, values: np.ndarray) -> np.ndarray:
+        """Return each patient's mean over the cases that have a value, (patients that have any,)."""
+        has = ~np.isnan(values)
+        counts = np.bincount(self._patients[has], minlength=1)
+        totals = np.bincount(self._patients[has], weights=values[has], minlength=1)
+        return totals[counts > 0] / counts[counts > 0]
 
     def _drawn(self, metric: Metric, arm: Arm) -> np.ndarray:
         """Return an arm's figure in each draw: the mean of its runs, (draws,)."""
@@ -110,6 +126,15 @@ class PairedDraws:
         if key not in self._figures:
             self._figures[key] = np.mean([metric.drawn(run, self._weights) for run in arm.runs], axis=0)
         return self._figures[key]
+
+
+def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
+    # Arms that are equal must differ by 0, not by the 1e-17 that another order of adding leaves.
+    drawn = np.round(drawn[~np.isnan(drawn)], 12)
+    if not drawn.size:
+        return math.nan, math.nan
+    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
 
 
 def organ_table(run: Run, column: str) -> np.ndarray:
@@ -195,3 +220,8 @@ METRICS: dict[str, Sequence[Metric]] = {
         _averaged("hd95_penalised_px", "HD95 px (penalised)", PENALISED[SLIDES], 2, -1),
     ),
 }
+
+
+def main_metric(kind: str) -> Metric:
+    """Return the metric by which "scans" or "slides" are ranked."""
+    return next(metric for metric in METRICS[kind] if metric.name == MAIN_METRIC[kind])

@@ -19,8 +19,9 @@ from pipeline.data.palette import colour_of
 from pipeline.data.slides import UNREADABLE, open_slide
 from pipeline.errors import InputError
 from pipeline.evaluation.case_views import GREY, CaseView, mask_file, scan_view, slide_view
+from pipeline.evaluation.comparison.arms import Arm
 from pipeline.evaluation.comparison.run_files import CASE_COLUMN
-from pipeline.evaluation.comparison.runs import Arm, Run
+from pipeline.evaluation.comparison.runs import Run
 from pipeline.inference import tile_inferer_of
 from pipeline.networks import load_model
 
@@ -120,9 +121,8 @@ def paper_figure(dataset: Dataset, arms: Sequence[Arm], cases: Sequence[str]) ->
 def views_of(dataset: Dataset, cases: Sequence[Case], runs: Sequence[Run]) -> list[CaseView]:
     """Return each case with the label and the masks of some runs."""
     if dataset.kind != SLIDES:
-        return [scan_view(dataset, case, [_scan_mask(run, case) for run in runs]) for case in cases]
-    by_run = [_slide_masks(run, cases) for run in runs]
-    return [slide_view(dataset, case, masks) for case, *masks in zip(cases, *by_run, strict=True)]
+        return [scan_view(dataset, case, [_scan_mask(run.of_case(case.case), case) for run in runs]) for case in cases]
+    return [slide_view(dataset, case, [_slide_mask(run.of_case(case.case), case) for run in runs]) for case in cases]
 
 
 def _scan_mask(run: Run, case: Case) -> Path:
@@ -132,23 +132,19 @@ def _scan_mask(run: Run, case: Case) -> Path:
     return path
 
 
-def _slide_masks(run: Run, cases: Sequence[Case]) -> list[Path | np.ndarray]:
-    """Return the masks of slides: files where the report has them, else what the checkpoint makes of the slides."""
+def _slide_mask(run: Run, case: Case) -> Path | np.ndarray:
+    """Return the mask of a slide: the file where the report has it, else what the checkpoint makes of the slide."""
     folder = run.report / "predictions"
     if folder.is_dir():
-        return [mask_file(folder, case) for case in cases]
-    model = load_model(run.checkpoint)
-    inferer = tile_inferer_of(model)
-    masks = []
-    for case in cases:
-        with open_slide(case.image) as slide:
-            if slide.height * slide.width > MOST_SLIDE_PX:
-                raise InputError(
-                    f"{case.image} has {slide.width} x {slide.height} pixels, more than the {MOST_SLIDE_PX:,} that are "
-                    f"segmented for a picture; put its mask into {folder}"
-                )
-            masks.append(np.concatenate(list(inferer.bands(slide, model.network))))
-    return masks
+        return mask_file(folder, case)
+    with open_slide(case.image) as slide:
+        if slide.height * slide.width > MOST_SLIDE_PX:
+            raise InputError(
+                f"{case.image} has {slide.width} x {slide.height} pixels, more than the {MOST_SLIDE_PX:,} that are "
+                f"segmented for a picture; put its mask into {folder}"
+            )
+        model = load_model(run.checkpoint)
+        return np.concatenate(list(tile_inferer_of(model).bands(slide, model.network)))
 
 
 def _draw_row(row: Sequence[Axes], view: CaseView) -> None:

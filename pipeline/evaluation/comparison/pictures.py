@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 
 from pipeline.data import Dataset
 from pipeline.data.dataset import SCANS
+from pipeline.evaluation.comparison.arms import ALONE, METHOD, TEACHER, Arm, Comparison
 from pipeline.evaluation.comparison.box_plots import FEWEST_FOR_A_BOX, box_figure, case_scores
-from pipeline.evaluation.comparison.cost_plot import cost_figure, main_metric
+from pipeline.evaluation.comparison.cost_plot import cost_figure
 from pipeline.evaluation.comparison.curves import curve_figure
 from pipeline.evaluation.comparison.graph_pictures import MOST_CHORDS, draws_graphs, graph_figure
+from pipeline.evaluation.comparison.paired import main_metric
 from pipeline.evaluation.comparison.paper_figure import MOST_BOXES, chosen_cases, paper_figure
 from pipeline.evaluation.comparison.rows import ComparisonRow
-from pipeline.evaluation.comparison.runs import ALONE, METHOD, TEACHER, Arm, Comparison
 from pipeline.evaluation.comparison.style import (
     Picture,
     arm_styles,
@@ -161,8 +162,8 @@ def _add_graphs(album: _Album, comparison: Comparison, dataset: Dataset, arms: S
     cases = chosen_cases(_reference(arms))
     case = cases[1] if len(cases) > 2 else cases[0]
     for arm in arms:
-        run = arm.runs[0]
-        teachers = comparison.teacher.runs if comparison.teacher is not None else ()
+        run = arm.runs[0].of_case(case)
+        teachers = comparison.teacher.parts if comparison.teacher is not None else ()
         teacher = next((other for other in teachers if other.model_sha256 == run.teacher_sha256), None)
         drawn = graph_figure(dataset, case, run, teacher) if draws_graphs(run) and teacher is not None else None
         if drawn is None:

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pipeline.evaluation.comparison.arms import ALONE, METHOD, TEACHER, Arm, Comparison
 from pipeline.evaluation.comparison.cost import Cost, costs_of
+from pipeline.evaluation.comparison.gap import Gap, gap_closed
 from pipeline.evaluation.comparison.paired import METRICS, Difference, Metric, PairedDraws, organ_table
 from pipeline.evaluation.comparison.run_files import HD95, PENALISED
-from pipeline.evaluation.comparison.runs import METHOD, Arm, Comparison, Run
+from pipeline.evaluation.comparison.runs import Run
 from pipeline.evaluation.scores import ABSENT, MISSED
 from pipeline.evaluation.statistics import FEWEST_FOR_WILCOXON, holm
 from pipeline.evaluation.summaries import mean_of_organs, mean_or_nan, median_or_nan
@@ -22,18 +24,20 @@ from pipeline.evaluation.summaries import mean_of_organs, mean_or_nan, median_or
 class MetricScore:
     """A metric of one arm.
 
-    `mean` and `sd` (sample deviation, NaN of one seed) are over seeds. Of a method there is `difference`, method minus
-    the student alone, `p_holm`, corrected over all methods of the comparison, and `gap_closed`, the share of the way
-    from the student alone to the teacher; where one of them cannot be told, `test_note` or `gap_note` says why.
+    `mean` and `sd` (sample deviation, NaN of one seed) are over seeds, `last` is the mean at the last epoch in place of
+    the best, NaN where a run has no report of it. Of all students but the control there is `difference`, the arm minus
+    its better control, and `gap`; of methods `p_holm`, corrected over all methods of the comparison. Where there is no
+    test, `test_note` says why. `others` has the differences from single controls, by name, where there are several.
     """
 
     mean: float
     sd: float
+    last: float = math.nan
     difference: Difference | None = None
     p_holm: float = math.nan
     test_note: str = ""
-    gap_closed: float = math.nan
-    gap_note: str = ""
+    gap: Gap = field(default_factory=Gap)
+    others: Mapping[str, Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,31 +70,13 @@ class ComparisonRow:
 
 def comparison_rows(comparison: Comparison) -> list[ComparisonRow]:
     """Return the rows of a comparison in the order of its arms."""
-    draws = PairedDraws(len(comparison.cases))
+    draws = PairedDraws(len(comparison.cases), comparison.patients)
     rows = [
         _row(comparison, arm, cost, draws) for arm, cost in zip(comparison.arms, costs_of(comparison.arms), strict=True)
     ]
     for metric in METRICS[comparison.kind]:
         rows = _corrected(rows, metric.name)
     return rows
-
-
-def gap_closed(metric: Metric, method: Arm, alone: Arm, teacher: Arm, draws: PairedDraws) -> tuple[float, str]:
-    """Return the share of the gap between student and teacher that a method closes, or NaN and the reason.
-
-    (method - alone) / (teacher - alone) of the means over seeds: 1 is as good as the teacher, negative worse than
-    alone. There is no share of a gap that is not there or that may be chance.
-    """
-    gap = draws.difference(metric, teacher, alone)
-    if not gap.value * metric.sign > 0:
-        return math.nan, f"the teacher is not better than {alone.label}"
-    if gap.includes_zero is None:
-        return math.nan, "too few cases to know whether the teacher is better"
-    if gap.includes_zero:
-        told = f"{gap.low:.{metric.decimals}f} to {gap.high:.{metric.decimals}f}"
-        return math.nan, f"the interval of teacher minus {alone.label} includes zero ({told})"
-    change = float(np.mean(metric.values(method)) - np.mean(metric.values(alone)))
-    return change / gap.value, ""
 
 
 def _row(comparison: Comparison, arm: Arm, cost: Cost, draws: PairedDraws) -> ComparisonRow:
@@ -111,35 +97,51 @@ def _row(comparison: Comparison, arm: Arm, cost: Cost, draws: PairedDraws) -> Co
 
 def _score(comparison: Comparison, metric: Metric, arm: Arm, draws: PairedDraws) -> MetricScore:
     values = metric.values(arm)
-    score = MetricScore(mean=float(np.mean(values)), sd=_deviation(values))
-    alone = comparison.alone(arm.network)
-    if arm.role != METHOD or math.isnan(score.mean):
+    last = math.nan if None in (runs := [run.last for run in arm.runs]) else float(np.mean([*map(metric.value, runs)]))
+    score = MetricScore(mean=float(np.mean(values)), sd=_deviation(values), last=last)
+    control = comparison.control(arm.network)
+    if arm.role == TEACHER or arm is control or math.isnan(score.mean):
         return score
-    if alone is None:
+    if control is None:
         reason = f"no run of {arm.network} alone"
-        return replace(score, test_note=reason, gap_note=reason)
-    difference = draws.difference(metric, arm, alone)
+        return replace(score, test_note=reason, gap=Gap(note=reason))
+    difference = draws.difference(metric, arm, control)
+    controls = comparison.controls(arm.network)
+    return replace(
+        score,
+        difference=difference,
+        test_note=_test_note(difference, comparison.unit),
+        gap=_gap(comparison, metric, arm, control, draws),
+        others={
+            other.method or ALONE: draws.difference(metric, arm, other)
+            for other in controls
+            if len(controls) > 1 and other is not arm
+        },
+    )
+
+
+def _gap(comparison: Comparison, metric: Metric, arm: Arm, control: Arm, draws: PairedDraws) -> Gap:
     teacher = comparison.teacher
-    if teacher is None or {run.teacher_sha256 for run in arm.runs} - {run.model_sha256 for run in teacher.runs}:
-        closed, reason = math.nan, "its teacher is not among the runs"
-    else:
-        closed, reason = gap_closed(metric, arm, alone, teacher, draws)
-    return replace(score, difference=difference, test_note=_test_note(difference), gap_closed=closed, gap_note=reason)
+    known = {None, *(run.model_sha256 for run in (teacher.runs if teacher is not None else ()))}
+    if teacher is None or not {run.teacher_sha256 for run in arm.runs} <= known:
+        return Gap(note="its teacher is not among the runs")
+    return gap_closed(metric, arm, control, teacher, draws)
 
 
-def _test_note(difference: Difference) -> str:
+def _test_note(difference: Difference, unit: str) -> str:
     """Return why there is no test, or nothing."""
     if difference.telling >= FEWEST_FOR_WILCOXON:
         return ""
     if difference.pairs < FEWEST_FOR_WILCOXON:
-        return f"{difference.pairs} cases: fewer than {FEWEST_FOR_WILCOXON} can never reach p < 0.05"
-    return f"only {difference.telling} of {difference.pairs} cases differ at all"
+        return f"{difference.pairs} {unit}s: fewer than {FEWEST_FOR_WILCOXON} can never reach p < 0.05"
+    return f"only {difference.telling} of {difference.pairs} {unit}s differ at all"
 
 
 def _corrected(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
     """Return the rows with the p-values of a metric corrected for all methods."""
     scores = [row.metrics[metric] for row in rows]
-    p_values = holm([math.nan if score.difference is None else score.difference.p for score in scores])
+    tested = [row.arm.role == METHOD and score.difference is not None for row, score in zip(rows, scores, strict=True)]
+    p_values = holm([score.difference.p if told else math.nan for score, told in zip(scores, tested, strict=True)])
     return [
         replace(row, metrics={**row.metrics, metric: replace(score, p_holm=p)})
         for row, score, p in zip(rows, scores, p_values, strict=True)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from pipeline.data.dataset import SCANS, SLIDES
 from pipeline.errors import InputError
+from pipeline.evaluation.provenance import sha256_of
 from pipeline.evaluation.report import protocol_named
 from pipeline.evaluation.scores import STATUSES
 from pipeline.evaluation.surface import diagonal_mm
@@ -49,8 +50,9 @@ def report_kind(report: Path) -> str:
     return found[0]
 
 
-def read_summary(report: Path, model_sha256: str) -> dict[str, Any]:
+def read_summary(report: Path, model: Path) -> dict[str, Any]:
     """Return `summary.json` of a report; `InputError` if it is damaged or of another model file than the run's."""
+    model_sha256 = sha256_of(model)
     summary = _read_json(report / "summary.json", _EVALUATE)
     if not isinstance(summary.get("cases"), list) or not isinstance(summary.get("results"), list):
         raise InputError(f"{report / 'summary.json'} lacks its cases or results; {_EVALUATE}")
@@ -58,8 +60,7 @@ def read_summary(report: Path, model_sha256: str) -> dict[str, Any]:
     scored = checkpoint.get("sha256") if isinstance(checkpoint, Mapping) else None
     if scored != model_sha256:
         raise InputError(
-            f"{report} is of the model {str(scored)[:12]}, but {report.parent / 'model.pt'} is {model_sha256[:12]}; "
-            f"{_EVALUATE}"
+            f"{report} is of the model {str(scored)[:12]}, but {model} is {model_sha256[:12]}; {_EVALUATE}"
         )
     return summary
 

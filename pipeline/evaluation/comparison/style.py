@@ -16,13 +16,15 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pipeline.atomic import replace_when_complete
-from pipeline.evaluation.comparison.runs import ALONE, METHOD, TEACHER, Arm, Comparison
+from pipeline.evaluation.comparison.arms import ALONE, METHOD, TEACHER, Arm, Comparison
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Counts without a common divisor: 6 x 7 methods before a pair of colour and marker comes again.
 _MARKERS = ("s", "D", "^", "v", "P", "X", "h")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _HATCHES = ("//", "\\\\", "xx", "..", "++")
+# Marker, line and hatch of the student alone, and of further ways to train it without a teacher.
+_ALONE = (("o", (0, (4, 2)), ""), ("p", (0, (1, 1)), "||"), ("8", (0, (8, 2)), "--"), ("<", (0, (2, 4)), "oo"))
 _BLACK, _GREY = "#000000", "#6E6E6E"
 PNG_DPI = 150
 _SETTINGS = {
@@ -67,18 +69,20 @@ class Picture:
 def arm_styles(comparison: Comparison) -> dict[str, ArmStyle]:
     """Return the style of each arm by its label: teachers black, students alone grey, methods coloured.
 
-    A method has the same colour and marker whichever student network it was used on.
+    A method has the same colour and marker whichever student network it was used on; so has a way of training alone.
     """
+    alone = list(dict.fromkeys(arm.method for arm in comparison.arms if arm.role == ALONE))
     methods = list(dict.fromkeys(arm.method for arm in comparison.arms if arm.role == METHOD))
-    return {arm.label: _style(arm, methods) for arm in comparison.arms}
+    return {arm.label: _style(arm, alone if arm.role == ALONE else methods) for arm in comparison.arms}
 
 
-def _style(arm: Arm, methods: list[str | None]) -> ArmStyle:
+def _style(arm: Arm, names: list[str | None]) -> ArmStyle:
     if arm.role == TEACHER:
         return ArmStyle(_BLACK, "*", "-", "")
+    index = names.index(arm.method)
     if arm.role == ALONE:
-        return ArmStyle(_GREY, "o", (0, (4, 2)), "")
-    index = methods.index(arm.method)
+        marker, line, hatch = _ALONE[index % len(_ALONE)]
+        return ArmStyle(_GREY, marker, line, hatch)
     return ArmStyle(*(values[index % len(values)] for values in (_COLOURS, _MARKERS, _LINES, _HATCHES)))
 
 

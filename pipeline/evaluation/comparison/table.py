@@ -1,34 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison as tables: every figure in a CSV file, the telling ones rounded in Markdown and HTML."""
+"""The comparison as tables for people: the telling figures, rounded, in Markdown and HTML."""
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.data.dataset import SCANS
-from pipeline.evaluation.comparison.paired import METRICS, Metric
+from pipeline.evaluation.comparison.arms import TEACHER, Comparison
+from pipeline.evaluation.comparison.csv_file import control_names
+from pipeline.evaluation.comparison.gap import Gap
+from pipeline.evaluation.comparison.paired import METRICS, Difference, Metric, main_metric
 from pipeline.evaluation.comparison.rows import ComparisonRow, MetricScore, OrganFigures
 from pipeline.evaluation.comparison.run_files import HD95
-from pipeline.evaluation.comparison.runs import METHOD, Comparison
+from pipeline.evaluation.comparison.verdict import verdict
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, FEWEST_FOR_WILCOXON
 from pipeline.evaluation.tables import text_number
-from pipeline.spreadsheets import with_apostrophe
 
 NOT_SIGNIFICANT = "n.s."
 TOO_FEW = "too few"
+NO_GAP = "no gap"
 _MARKS = {
     NOT_SIGNIFICANT: "the interval includes zero, no difference is shown",
     TOO_FEW: f"the interval is of fewer than {FEWEST_FOR_WILCOXON} and too narrow; without zero it is a hint, no proof",
 }
 _NOTHING = "-"
-_UNITS = {SCANS: "mm"}
 
 
 @dataclass(frozen=True)
@@ -40,22 +39,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def comparison_csv(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    """Return all figures as CSV, one row an arm; text that a spreadsheet would run gets a leading apostrophe.
-
-    Numbers have ten significant digits, inf is `inf`, what does not apply is an empty cell.
-    """
-    contents = [_csv_content(comparison, row) for row in rows]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(with_apostrophe, contents[0]))
-    writer.writerows([_csv_cell(value) for value in content.values()] for content in contents)
-    return text.getvalue()
-
-
 def comparison_markdown(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    """Return title, tables, legend and notes as Markdown."""
+    """Return title, verdict, tables, legend and notes as Markdown."""
     parts = [f"# {_markdown_text(comparison.title)}"]
+    parts += [_markdown_text(told)] if (told := verdict(comparison, rows)) else []
     parts += [
         f"**{_markdown_text(table.caption)}**\n\n{_markdown_table(table)}"
         for table in comparison_tables(comparison, rows)
@@ -71,11 +58,11 @@ def html_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
 
 
 def comparison_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[Table]:
-    """Return the tables that people read: scores, what methods change, organs (of scans), and cost."""
+    """Return the tables that people read: scores, what arms change, organs (of scans), and cost."""
     tables = [_score_table(comparison, rows)]
-    methods = [row for row in rows if row.arm.role == METHOD]
-    if methods:
-        tables.append(_change_table(comparison, methods))
+    compared = [row for row in rows if row.arm.role != TEACHER and row.arm is not comparison.control(row.arm.network)]
+    if compared:
+        tables += [_change_table(comparison, compared), *_control_tables(comparison, compared)]
     if comparison.organs:
         tables += [
             _organ_table("Dice of each organ", comparison, rows, _organ_dice),
@@ -89,11 +76,13 @@ def comparison_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> 
 
 def legend(comparison: Comparison) -> list[str]:
     """Return what the columns and marks mean, a line each."""
-    unit = "case" if comparison.kind == SCANS else "image"
+    unit, case = comparison.unit, "case" if comparison.kind == SCANS else "image"
     pooled = [metric.title for metric in METRICS[comparison.kind] if metric.name in ("accuracy", "miou")]
     return [
         "A figure is the mean over seeds ± the sample deviation over seeds; of one seed there is no deviation.",
-        f"Change is the method minus the same student alone, with its 95 % interval: {BOOTSTRAP_RESAMPLES:,} draws of "
+        "Change is the arm minus the same student alone; where there are several controls, ways to train it without a "
+        "teacher for as many epochs, minus the one that is best in validation.",
+        f"The interval of a change is of 95 %: {BOOTSTRAP_RESAMPLES:,} draws of "
         f"whole {unit}s, the same for both. It tells how other {unit}s would do, not how another seed would.",
         *(f"{mark}: {meaning}." for mark, meaning in _MARKS.items()),
         f"p: Wilcoxon signed-rank test of the {unit}s' differences, seeds averaged, two-sided, corrected by Holm for "
@@ -107,9 +96,9 @@ def legend(comparison: Comparison) -> list[str]:
             if pooled
             else []
         ),
-        "Gap closed: (method - alone) / (teacher - alone); 100 % is as good as the teacher. It is left out where the "
-        "teacher is not better or its advantage may be chance.",
-        f"HD95: less is better. The penalised mean takes the diagonal of the {unit} where an organ was missed or "
+        "Gap closed, with its 95 % interval: (arm - control) / (teacher - control); 100 % is as good as the teacher. "
+        f'"{NO_GAP}" is where the teacher is not better than the control or its advantage may be chance.',
+        f"HD95: less is better. The penalised mean takes the diagonal of the {case} where an organ was missed or "
         "invented; the median is inf where that happens in half of them.",
         "Multiply-adds and latency are of one image of the size that the network was trained at; latency is the median "
         "of repeats after a warm-up, batch 1, on one thread of the CPU that made this table.",
@@ -117,12 +106,12 @@ def legend(comparison: Comparison) -> list[str]:
 
 
 def notes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return the comparison's own notes, and why figures of its methods are left out."""
+    """Return the comparison's own notes, and why figures of its arms are left out."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for metric in METRICS[comparison.kind]:
             score = row.metrics[metric.name]
-            for what, reason in (("gap closed", score.gap_note), ("p", score.test_note)):
+            for what, reason in (("gap closed", score.gap.note), ("p", score.test_note)):
                 if reason:
                     reasons.setdefault(f"No {what} of {row.arm.label}: {reason}", []).append(metric.title)
     return [
@@ -131,77 +120,21 @@ def notes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[str]:
     ]
 
 
-def _csv_content(comparison: Comparison, row: ComparisonRow) -> dict[str, Any]:
-    arm, hd95 = row.arm, HD95[comparison.kind]
-    content: dict[str, Any] = {
-        "label": arm.label,
-        "role": arm.role,
-        "network": arm.network,
-        "method": arm.method,
-        "n_seeds": len(arm.runs),
-        "seeds": " ".join(str(run.seed) for run in arm.runs),
-        "epochs": " ".join(dict.fromkeys(str(run.epochs) for run in arm.runs)),
-        "n_cases": row.cases,
-        "parameters": row.cost.parameters,
-        "multiply_adds": row.cost.multiply_adds,
-        "latency_ms_cpu_1thread": row.cost.latency_ms_cpu_1thread,
-        "n_missed": row.n_missed,
-        f"{hd95}_median": row.hd95_median,
-    }
-    for metric in METRICS[comparison.kind]:
-        content.update(_csv_metric(metric.name, row.metrics[metric.name]))
-    for key in ("gap_note", "test_note"):
-        reasons: dict[str, list[str]] = {}
-        for metric in METRICS[comparison.kind]:
-            reasons.setdefault(getattr(row.metrics[metric.name], key), []).append(metric.title)
-        content[key] = "; ".join(f"{' and '.join(titles)}: {reason}" for reason, titles in reasons.items() if reason)
-    for organ, figures in row.organs.items():
-        content |= {
-            f"dice_mean_{organ}": figures.dice_mean,
-            f"dice_sd_{organ}": figures.dice_sd,
-            f"{hd95}_median_{organ}": figures.hd95_median,
-            f"hd95_penalised_{_UNITS[comparison.kind]}_mean_{organ}": figures.hd95_penalised,
-            f"n_missed_{organ}": figures.n_missed,
-        }
-    return content
-
-
-def _csv_metric(name: str, score: MetricScore) -> dict[str, Any]:
-    change = score.difference
-    return {
-        f"{name}_mean": score.mean,
-        f"{name}_sd": score.sd,
-        f"{name}_difference": change and change.value,
-        f"{name}_difference_ci95_low": change and change.low,
-        f"{name}_difference_ci95_high": change and change.high,
-        f"{name}_interval_includes_zero": change and change.includes_zero,
-        f"{name}_wilcoxon_p": change and change.p,
-        f"{name}_wilcoxon_p_holm": score.p_holm,
-        f"{name}_gap_closed": score.gap_closed,
-    }
-
-
-def _csv_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.10g}"
-    return with_apostrophe(str(value))
-
-
 def _score_table(comparison: Comparison, rows: Sequence[ComparisonRow]) -> Table:
-    metrics = METRICS[comparison.kind]
+    metrics, main = METRICS[comparison.kind], main_metric(comparison.kind)
     unit = HD95[comparison.kind].removeprefix("hd95_")
+    # A column that would be empty is left out.
+    last = [main] if any(not math.isnan(row.metrics[main.name].last) for row in rows) else []
+    columns = (*(metric.title for metric in metrics), *(f"{metric.title}, last epoch" for metric in last))
     return Table(
         f"Scores over {len(comparison.cases)} {'cases' if comparison.kind == SCANS else 'images'}",
-        ("", "seeds", *(metric.title for metric in metrics), f"HD95 {unit} (median)", "missed"),
+        ("", "seeds", *columns, f"HD95 {unit} (median)", "missed"),
         tuple(
             (
                 row.arm.label,
                 str(len(row.arm.runs)),
                 *(_with_deviation(score.mean, score.sd, metric.decimals) for metric, score in _scores(metrics, row)),
+                *(_number(score.last, metric.decimals) for metric, score in _scores(last, row)),
                 text_number(row.hd95_median, 2),
                 _number(row.n_missed, 0, "g"),
             )
@@ -211,29 +144,57 @@ def _score_table(comparison: Comparison, rows: Sequence[ComparisonRow]) -> Table
 
 
 def _change_table(comparison: Comparison, rows: Sequence[ComparisonRow]) -> Table:
-    """Return the table of what methods change, three columns a metric."""
+    """Return the table of what arms change beside the better control, three columns a metric."""
     metrics = METRICS[comparison.kind]
     header = [text for metric in metrics for text in (f"change of {metric.title}", "p", "gap closed")]
     cells = [[cell for pair in _scores(metrics, row) for cell in _change_cells(*pair)] for row in rows]
     return Table(
-        "Each method against the same student alone",
+        "Each arm against the better control of the same student"
+        if control_names(comparison)
+        else "Each method against the same student alone",
         ("", *header),
         tuple((row.arm.label, *line) for row, line in zip(rows, cells, strict=True)),
     )
+
+
+def _control_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[Table]:
+    """Return what arms change beside each control, a table a control, where there are several."""
+    metrics = METRICS[comparison.kind]
+    return [
+        Table(
+            f"Each arm against the same student, {control}",
+            ("", *(f"change of {metric.title}" for metric in metrics)),
+            tuple(
+                (row.arm.label, *(_change(metric, score.others[control]) for metric, score in _scores(metrics, row)))
+                for row in rows
+                if all(control in score.others for _, score in _scores(metrics, row))
+            ),
+        )
+        for control in control_names(comparison)
+    ]
 
 
 def _change_cells(metric: Metric, score: MetricScore) -> tuple[str, str, str]:
     change = score.difference
     if change is None:
         return _NOTHING, _NOTHING, _NOTHING
+    p = _NOTHING if math.isnan(score.p_holm) else "< 0.001" if score.p_holm < 0.001 else f"{score.p_holm:.3f}"
+    return _change(metric, change), p, _gap(score.gap)
+
+
+def _change(metric: Metric, change: Difference) -> str:
+    """Return a change with its interval, and a mark where it is not to be trusted."""
     told = _number(change.value, metric.decimals, "f", "+")
     if not math.isnan(change.low):
         told += f" ({_number(change.low, metric.decimals)} to {_number(change.high, metric.decimals)})"
     few = change.includes_zero is False and change.pairs < FEWEST_FOR_WILCOXON
-    mark = f" {NOT_SIGNIFICANT}" if change.includes_zero else f" {TOO_FEW}" if few else ""
-    p = _NOTHING if math.isnan(score.p_holm) else "< 0.001" if score.p_holm < 0.001 else f"{score.p_holm:.3f}"
-    gap = _NOTHING if math.isnan(score.gap_closed) else f"{_number(100 * score.gap_closed, 0)} %"
-    return told + mark, p, gap
+    return told + (f" {NOT_SIGNIFICANT}" if change.includes_zero else f" {TOO_FEW}" if few else "")
+
+
+def _gap(gap: Gap) -> str:
+    if math.isnan(gap.share):
+        return NO_GAP if gap.is_none else _NOTHING
+    return f"{_number(100 * gap.share, 0)} % ({_number(100 * gap.low, 0)} to {_number(100 * gap.high, 0)})"
 
 
 def _organ_table(
