@@ -23,7 +23,10 @@ from torch import nn
 from data_prep.phantom_ct import make
 from pipeline.data import load_dataset
 from pipeline.distillation import METHODS, Distiller, build_distiller
+from pipeline.distillation.build import build_method
 from pipeline.distillation.gradient_shares import gradient_shares
+from pipeline.distillation.method import Pair
+from pipeline.errors import InputError
 from pipeline.networks import Paraphraser, build_network, load_model
 from pipeline.training import ReconstructionLoss, TeacherReconstruction, segmentation_loss
 
@@ -95,6 +98,26 @@ def train_paraphrasers(
     return tuple(network.paraphrasers.eval())
 
 
+def fitting(
+    methods: Sequence[str],
+    teacher: nn.Module,
+    student: nn.Module,
+    paraphrasers: tuple[nn.Module, nn.Module],
+    material: Material,
+) -> list[str]:
+    """Return the methods that take these networks and classes; print why the others do not, as logit_std of two."""
+    taps, size = (tuple(teacher.tap_channels), tuple(student.tap_channels)), material.batches[0][0].shape[-1]
+    pair, found = Pair(teacher, student, *taps, material.out_channels, paraphrasers=paraphrasers, size=size), []
+    for method in methods:
+        try:
+            build_method(method, pair)
+        except InputError as refusal:
+            print(f"left out: {refusal}")
+        else:
+            found.append(method)
+    return found
+
+
 def train_adapters(distiller: Distiller, student: nn.Module, material: Material) -> None:
     """Let the adapters of all methods learn on the frozen student."""
     adapted = {name: method for name, method in distiller.methods.items() if method.adapter_parameters()}
@@ -162,12 +185,13 @@ def measure(options: argparse.Namespace, folder: str) -> None:
         (teacher,) = train(build_network(TEACHER, *kinds), material, [options.teacher_steps])
     else:
         teacher = load_model(options.teacher).network
-    measured = {}
+    measured, methods = {}, []
     for name in options.students:
         student = build_network(name, *kinds)
         paraphrasers = train_paraphrasers(teacher, student.tap_channels, material, options.teacher_steps)
+        methods = methods or fitting(options.methods, teacher, student, paraphrasers, material)
         measured[name] = [
-            shares_of(options.methods, teacher, snapshot, paraphrasers, material)
+            shares_of(methods, teacher, snapshot, paraphrasers, material)
             for snapshot in train(student, material, steps)
         ]
     print_table(measured)

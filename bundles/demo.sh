@@ -42,7 +42,7 @@ distill() {
   shift 3
   if [ "$METHOD" = graph_flow ]; then
     bundle "$kind" paraphrase --dataset_dir $folder/data --batch_size 8 --epochs 10 --student "$student" --teacher $folder/teacher/model.pt --run_dir $folder/paraphraser
-    how=(--settings "{'adversarial': 0}" --paraphraser $folder/paraphraser/paraphraser.pt)
+    how=(--paraphraser $folder/paraphraser/paraphraser.pt)
   fi
   bundle "$kind" distill --dataset_dir $folder/data --method "$METHOD" ${how[@]+"${how[@]}"} --student "$student" --teacher $folder/teacher/model.pt "$@" --run_dir $folder/distilled
 }

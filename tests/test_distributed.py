@@ -37,9 +37,13 @@ BATCH, CLASSES, STEPS = 6, 3, 10
 # One run each: the options of build_distiller. The discriminator is costly, and its hinge loss draws no random numbers.
 RUNS: dict[str, dict[str, Any] | None] = {
     "alone": None,
-    "graph_flow": {"method": "graph_flow", "settings": {"adversarial_kind": "hinge"}},
+    "graph_flow": {"method": "graph_flow", "settings": {"adversarial": 0.1, "adversarial_kind": "hinge"}},
     "graph_flow_paper": {"method": "graph_flow", "preset": "paper", "settings": {"adversarial": 0}},
     "mix": {"method": "", "methods": {"sp": 1, "ab": 0.1, "crd": 0.1}},
+    "dense_mix": {
+        "method": "",
+        "methods": dict.fromkeys(("cwd", "dist", "dkd", "logit_std", "bpkd", "prototypes", "review"), 0.1),
+    },
     "kd": {"method": "kd", "settings": {"balance": 1}},
     "shares": {"method": "", "methods": {"kd": {"share": 0.3}, "sp": {"share": 0.1, "start": 0.2}}},
 }
@@ -83,7 +87,7 @@ def train(
 ) -> tuple[dict, dict]:
     """Return parameters and buffers after ten steps, two to an epoch of twelve images, and the last terms."""
     torch.manual_seed(0)
-    network, teacher = TinyNetwork(norm=norm), TinyNetwork(channels=5 if run == "mix" else 4)
+    network, teacher = TinyNetwork(norm=norm), TinyNetwork(channels=5 if "mix" in run else 4)
     torch.manual_seed(distributed.rank())  # what is drawn later differs, as in the bundles
     images, labels = images_and_labels()
     images, labels = torch.cat([images, images.flip(-1)]), torch.cat([labels, labels.flip(-1)])

@@ -22,6 +22,7 @@ from pipeline.networks import build_network, load_model, save_model
 CONFIGS = Path("bundles/gastric/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
 QUICK = ["--batch_size", "4", "--epochs", "2", "--seed", "1"]
+ADVERSARIAL = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
 SIDE = 128
 
 
@@ -71,7 +72,7 @@ def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, check
     values = {
         "train": {"network": "enet"},
         "paraphrase": {"teacher": str(checkpoint), "student": "enet"},
-        "distill": {"teacher": str(checkpoint), "student": "enet", "settings": {"adversarial": 0}},
+        "distill": {"teacher": str(checkpoint), "student": "enet"},
         "evaluate": {"checkpoint": str(checkpoint)},
         "inference": {"checkpoint": str(checkpoint), "input": str(dataset_dir / "images"), "output_dir": str(tmp_path)},
     }[config]
@@ -107,7 +108,7 @@ def chain(dataset_dir, tmp_path_factory) -> Path:
     assert_done(bundle("train", *data, "--size", "64", *QUICK, "--width", "0.0625", "--run_dir", runs / "teacher"))
     teacher = [*data, "--teacher", runs / "teacher/model.pt"]
     assert_done(bundle("paraphrase", *teacher, *QUICK, "--student", "enet", "--run_dir", runs / "paraphraser"))
-    options = ["--student", "enet", "--paraphraser", runs / "paraphraser/paraphraser.pt"]
+    options = [*ADVERSARIAL, "--student", "enet", "--paraphraser", runs / "paraphraser/paraphraser.pt"]
     assert_done(bundle("distill", *teacher, *QUICK, *options, "--run_dir", runs / "student"))
     model = ["--checkpoint", runs / "student/model.pt"]
     for protocol in ("full", "paper"):
@@ -203,7 +204,8 @@ def test_two_processes_without_the_overlay_are_refused(dataset_dir, tmp_path, mo
 def test_distillation_by_two_processes_ends_with_one_model(chain, dataset_dir, tmp_path):
     teacher = ["--dataset_dir", dataset_dir, "--teacher", chain / "teacher/model.pt", *QUICK, "--student", "enet"]
     assert_done(run_in_two_processes("gastric", "paraphrase", *teacher, "--run_dir", tmp_path / "paraphraser"))
-    options = ["--paraphraser", tmp_path / "paraphraser/paraphraser.pt", "--run_dir", tmp_path / "run"]
+    paraphraser = tmp_path / "paraphraser/paraphraser.pt"
+    options = [*ADVERSARIAL, "--paraphraser", paraphraser, "--run_dir", tmp_path / "run"]
     assert_done(run_in_two_processes("gastric", "distill", *teacher, *options))
     model = ["--dataset_dir", dataset_dir, "--checkpoint", tmp_path / "run/model.pt"]
     assert_done(run_in_two_processes("gastric", "evaluate", *model, "--run_dir", tmp_path / "two"))

@@ -101,10 +101,10 @@ def test_paraphrase_and_distill_do_what_one_process_does(bundle, scans, slides, 
     for count in (1, 2):
         assert_done(run_as(count, bundle, "paraphrase", *common, "--run_dir", tmp_path / f"paraphraser{count}"))
     assert_same_state(tmp_path / "paraphraser1", tmp_path / "paraphraser2")
-    settings = ["--settings", "{'adversarial_kind':'hinge'}", "--accumulation_steps", "2"]
+    method = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1, 'adversarial_kind': 'hinge'}"]
     for count in (1, 2):
         run_dir = ["--paraphraser", tmp_path / "paraphraser1/paraphraser.pt", "--run_dir", tmp_path / f"run{count}"]
-        assert_done(run_as(count, bundle, "distill", *common, *settings, *run_dir))
+        assert_done(run_as(count, bundle, "distill", *common, *method, "--accumulation_steps", "2", *run_dir))
     first, second = (first_terms(tmp_path / f"run{count}") for count in (1, 2))
     assert first.keys() >= {"segmentation", "kd", "vertices", "edges", "adversarial", "total"}
     assert second == pytest.approx(first, rel=1e-3)

@@ -56,9 +56,10 @@ def options(dataset_dir, tmp_path_factory) -> dict[str, list[object]]:
         modality=dataset.modality,
     )
     shared = ["--dataset_dir", dataset_dir, "--batch_size", 2, "--seed", 1]
+    with_discriminator = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
     return {
         "train": [*shared, "--network", "enet", "--size", SIZE],
-        "distill": [*shared, "--student", "enet", "--teacher", teacher],
+        "distill": [*shared, *with_discriminator, "--student", "enet", "--teacher", teacher],
     }
 
 

@@ -22,6 +22,7 @@ from pipeline.networks import build_network, load_model, save_model
 CONFIGS = Path("bundles/synapse/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
 QUICK = ["--batch_size", "4", "--epochs", "2", "--seed", "1"]
+ADVERSARIAL = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, check
     values = {
         "train": {"network": "enet"},
         "paraphrase": {"teacher": str(checkpoint), "student": "enet"},
-        "distill": {"teacher": str(checkpoint), "student": "enet", "settings": {"adversarial": 0}},
+        "distill": {"teacher": str(checkpoint), "student": "enet"},
         "evaluate": {"checkpoint": str(checkpoint)},
         "inference": {"checkpoint": str(checkpoint), "input": str(dataset_dir / "images"), "output_dir": str(tmp_path)},
     }[config]
@@ -101,7 +102,7 @@ def chain(dataset_dir, tmp_path_factory) -> Path:
     assert_done(bundle("paraphrase", *teacher, *QUICK, "--student", "enet", "--run_dir", runs / "paraphraser"))
     for preset in ("paper", "bounded"):
         options = ["--student", "enet", "--preset", preset, "--paraphraser", runs / "paraphraser/paraphraser.pt"]
-        assert_done(bundle("distill", *teacher, *QUICK, *options, "--run_dir", runs / preset))
+        assert_done(bundle("distill", *teacher, *QUICK, *ADVERSARIAL, *options, "--run_dir", runs / preset))
     model = ["--checkpoint", runs / "paper/model.pt"]
     assert_done(bundle("evaluate", *data, *model, "--protocol", "transunet", "--run_dir", runs / "report"))
     assert_done(bundle("inference", *model, "--input", dataset_dir / "images", "--output_dir", runs / "masks"))
@@ -205,7 +206,7 @@ def test_folder_with_one_bad_scan_is_segmented_and_exits_1(chain, dataset_dir, t
 def test_paraphraser_of_another_student_is_refused(chain, dataset_dir, tmp_path):
     options = ["--student", "mobile_unet", "--paraphraser", chain / "paraphraser/paraphraser.pt"]
     teacher = ["--dataset_dir", dataset_dir, "--teacher", chain / "teacher/model.pt"]
-    result = bundle("distill", *teacher, *options, "--run_dir", tmp_path / "run")
+    result = bundle("distill", *teacher, *options, "--method", "graph_flow", "--run_dir", tmp_path / "run")
     assert "train paraphrasers for this pair" in error_line(result)
     assert not (tmp_path / "run").exists()
 
@@ -219,7 +220,11 @@ def test_paraphraser_of_another_student_is_refused(chain, dataset_dir, tmp_path)
         ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--network", "fannet"], "fanet"),
         ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--loss", "dice"], "unknown loss"),
         ("train", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--device", "cuda:99"], "device 'cuda:99'"),
-        ("distill", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--teacher", "MODEL", "--student", "enet"], "64 pix"),
+        (
+            "distill",
+            [*ADVERSARIAL, "--dataset_dir", "DATA", "--run_dir", "RUN", "--teacher", "MODEL", "--student", "enet"],
+            "64 pix",
+        ),
         ("distill", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--teacher", "no.pt"], "no.pt"),
         ("evaluate", ["--dataset_dir", "DATA", "--run_dir", "RUN", "--checkpoint", "no.pt"], "no.pt"),
         ("inference", ["--checkpoint", "MODEL", "--input", "none.nii.gz", "--output_dir", "RUN"], "none.nii.gz"),

@@ -66,7 +66,8 @@ def make_trainer(
     network, teacher, loader = TinyNetwork(), TinyNetwork(), batches()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=4 * len(loader), power=0.9)
-    distiller = build_distiller("graph_flow", teacher, network, 2, 12, methods=methods) if distilled else None
+    methods = methods or {"graph_flow": {"weight": 1, "adversarial": 0.1}}
+    distiller = build_distiller("", teacher, network, 2, 12, methods=methods) if distilled else None
     saver = TrainingStateSaver(state_file, schedule, resume=resume, recipe=recipe) if state_file is not None else None
     trainer = DistillationTrainer(
         device=device,
@@ -296,7 +297,7 @@ def test_impossible_interval_of_logged_shares_is_refused(wrong):
 
 
 def test_run_that_holds_a_share_of_the_gradient_goes_on_exactly_after_a_resume(tmp_path):
-    methods = {"graph_flow": {"share": 0.2, "ramp": 0.5}, "at": {"share": 0.1, "start": 0.4}}
+    methods = {"graph_flow": {"share": 0.2, "ramp": 0.5, "adversarial": 0.1}, "at": {"share": 0.1, "start": 0.4}}
     straight = make_trainer(4, tmp_path / "straight.pt", methods=methods)
     straight.run()
     make_trainer(2, tmp_path / "last.pt", methods=methods).run()

@@ -58,6 +58,7 @@ def make_run(
     network, teacher, batches = TinyNetwork(), TinyNetwork(), loader()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs * ITERATIONS, power=0.9)
+    settings = {"adversarial": 0.1}
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=loader(4, shuffle=False),
@@ -77,7 +78,7 @@ def make_run(
         network=network,
         optimizer=optimizer,
         loss_function=segmentation_loss("ce"),
-        distiller=build_distiller("graph_flow", teacher, network, 2, total_steps=9) if distilled else None,
+        distiller=build_distiller("graph_flow", teacher, network, 2, 9, settings=settings) if distilled else None,
         augmentation=SliceAugmentation("affine", seed=0),
         **options,
     )
