@@ -99,24 +99,23 @@ def _score(comparison: Comparison, metric: Metric, arm: Arm, draws: PairedDraws)
     values = metric.values(arm)
     last = math.nan if None in (runs := [run.last for run in arm.runs]) else float(np.mean([*map(metric.value, runs)]))
     score = MetricScore(mean=float(np.mean(values)), sd=_deviation(values), last=last)
-    control = comparison.control(arm.network)
-    if arm.role == TEACHER or arm is control or math.isnan(score.mean):
+    if arm.role == TEACHER or math.isnan(score.mean):
         return score
+    controls, control = comparison.controls(arm.network), comparison.control(arm.network)
     if control is None:
         reason = f"no run of {arm.network} alone"
         return replace(score, test_note=reason, gap=Gap(note=reason))
+    if len(controls) > 1:
+        others = {other.method or ALONE: draws.difference(metric, arm, other) for other in controls if other is not arm}
+        score = replace(score, others=others)
+    if arm is control:
+        return score
     difference = draws.difference(metric, arm, control)
-    controls = comparison.controls(arm.network)
     return replace(
         score,
         difference=difference,
         test_note=_test_note(difference, comparison.unit),
         gap=_gap(comparison, metric, arm, control, draws),
-        others={
-            other.method or ALONE: draws.difference(metric, arm, other)
-            for other in controls
-            if len(controls) > 1 and other is not arm
-        },
     )
 
 

@@ -62,7 +62,7 @@ def comparison_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> 
     tables = [_score_table(comparison, rows)]
     compared = [row for row in rows if row.arm.role != TEACHER and row.arm is not comparison.control(row.arm.network)]
     if compared:
-        tables += [_change_table(comparison, compared), *_control_tables(comparison, compared)]
+        tables += [_change_table(comparison, compared), *_control_tables(comparison, rows)]
     if comparison.organs:
         tables += [
             _organ_table("Dice of each organ", comparison, rows, _organ_dice),
