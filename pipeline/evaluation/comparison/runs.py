@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.comparison import run_files
 from pipeline.networks import NETWORKS, load_model
 
+BALANCED = "alone_balanced"  # who trains with --balance and gives no name means this control
 ALONE = "alone"
 _NAMES = {"mobile_unet": "Mobile U-Net"}
 
@@ -146,7 +147,7 @@ def _read_run(path: Path) -> Run:
     if not isinstance(recipe, Mapping) or not {"seed", "epochs"} <= set(recipe):
         raise InputError(f"{checkpoint} does not say how it was trained; give runs of train.yaml and distill.yaml")
     distillation = recipe.get("distillation") or {}
-    arm = recipe.get("arm")
+    arm = recipe.get("arm") or (BALANCED if recipe.get("balance") and not distillation else None)
     run = Run(
         path=path,
         network=network_label(model.network_arguments),
