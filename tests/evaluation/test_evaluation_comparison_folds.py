@@ -40,7 +40,7 @@ def fold_run(folder: Path, fold: str, name: str, teachers: dict[str, Path]) -> P
         distillation=None if alone else taught_by(teachers[fold], name),
         patients={"test": list(FOLDS[fold])},
         arm=name,
-        epochs=3 if name == "long" else 2,
+        epochs=3 if (name, fold) == ("long", "a") else 2,  # 2 in the mean, rounded
         validation=validation + (0.02 if fold == "a" else -0.02),
     )
     add_last(run, dice_of(fold, shift - 0.01))
@@ -168,6 +168,7 @@ class TestTables:
         assert against.rows[2][1:4] == ("+0.100 (0.100 to 0.100)", "0.016", "33 % (33 to 33)")
         alone = tables["Each arm against the same student, alone"]
         assert [row[0] for row in alone.rows] == ["ENet alone_balanced", "ENet long", "ENet + kd", "ENet + at"]
+        assert "Each arm against the same student, alone_balanced" not in tables  # the first table has it
         assert alone.rows[2][1] == "+0.150 (0.150 to 0.150)"
 
     def test_the_last_epoch_beside_the_best(self, comparison, rows):

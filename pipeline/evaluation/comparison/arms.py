@@ -99,9 +99,10 @@ class Comparison:
 def controls(arms: Sequence[Arm], network: str) -> list[Arm]:
     """Return what `Comparison.controls` does."""
     mine = [arm for arm in arms if arm.network == network]
-    epochs = {run.epochs for arm in mine if arm.role == METHOD for run in arm.runs}
+    epochs = {run.epochs for arm in mine if arm.role == METHOD for run in arm.parts}
     alone = [arm for arm in mine if arm.role == ALONE]
-    return [arm for arm in alone if {run.epochs for run in arm.runs} <= epochs] or alone[:1]
+    # Of the folds: their mean may be a whole number of epochs that none of them had.
+    return [arm for arm in alone if {run.epochs for run in arm.parts} <= epochs] or alone[:1]
 
 
 def better_control(arms: Sequence[Arm]) -> Arm | None:

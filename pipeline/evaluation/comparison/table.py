@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.dataset import SCANS
-from pipeline.evaluation.comparison.arms import TEACHER, Comparison
+from pipeline.evaluation.comparison.arms import ALONE, TEACHER, Comparison
 from pipeline.evaluation.comparison.csv_file import control_names
 from pipeline.evaluation.comparison.gap import Gap
 from pipeline.evaluation.comparison.paired import METRICS, Difference, Metric, main_metric
@@ -158,8 +158,9 @@ def _change_table(comparison: Comparison, rows: Sequence[ComparisonRow]) -> Tabl
 
 
 def _control_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[Table]:
-    """Return what arms change beside each control, a table a control, where there are several."""
+    """Return what arms change beside each control, where there are several, a table each but for the better one's."""
     metrics = METRICS[comparison.kind]
+    better = {arm.method or ALONE for row in rows if (arm := comparison.control(row.arm.network)) is not None}
     return [
         Table(
             f"Each arm against the same student, {control}",
@@ -171,6 +172,7 @@ def _control_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> li
             ),
         )
         for control in control_names(comparison)
+        if better != {control}
     ]
 
 
