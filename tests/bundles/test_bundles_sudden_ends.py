@@ -127,7 +127,8 @@ def test_distillation_killed_then_told_to_stop_equals_one_that_never_stopped(opt
     assert "Traceback" not in log.read_text()
     assert_done(run("synapse", "distill", *stopped))
     assert_equal_to_the_bit(tmp_path / "stopped", tmp_path / "straight")
-    assert sorted(path.name for path in state.parent.iterdir()) == ["last.pt", "model.pt", "run.json", "tensorboard"]
+    left = ["last.pt", "model.pt", "model_last.pt", "run.json", "tensorboard", "time.json"]
+    assert sorted(path.name for path in state.parent.iterdir()) == left
 
 
 def test_second_run_in_a_folder_is_refused_and_the_first_goes_on(options, tmp_path):
