@@ -84,11 +84,7 @@ def build_distiller(
         **({} if inferer is None else {"inferer": inferer}),
     )
     _check_tap_count(pair)
-    if methods and settings:
-        raise InputError("--settings belong to a single --method; with --methods give them beside the weight")
-    wanted = {str(name): parse_schedule(entry) for name, entry in (methods or {}).items()} or {
-        method: (Schedule(), dict(settings or {}))
-    }
+    wanted = _wanted(method, methods, settings)
     built: dict[str, DistillationMethod] = {}
     schedules: dict[str, Schedule] = {}
     groups: dict[str, str] = {}
@@ -113,6 +109,17 @@ def build_distiller(
         total_steps=total_steps,
         groups=groups,
     )
+
+
+def _wanted(
+    method: str, methods: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+) -> dict[str, tuple[Schedule, dict[str, Any]]]:
+    """Return the schedule and the settings of each method that is asked for, by its name."""
+    if methods and settings:
+        raise InputError("--settings belong to a single --method; with --methods give them beside the weight")
+    if not methods:
+        return {method: (Schedule(), dict(settings or {}))}
+    return {str(name): parse_schedule(entry) for name, entry in methods.items()}
 
 
 def _tap_channels(network: nn.Module, taps: Sequence[str] | None) -> tuple[int, ...]:
