@@ -8,8 +8,8 @@ where the teacher's maxima are 0.757 and 0.757; with adapters as well 0.756. Mob
 with windows at the teacher's maxima and a share of 0.3. These differences are within those of seeds.
 
 The preset `bounded` itself has not been trained on real data. Those runs had a tenth of the median in their norm, not a
-half, and held shares; its fixed weights of 0.5 give vertices and edges a share of only 0.03 on phantoms. Late starts, ramps, long runs and
-other shares were not tried.
+half, and held shares; its fixed weights of 0.5 give vertices and edges a share of only 0.03 on phantoms. Late starts,
+ramps, long runs and other shares were not tried.
 """
 
 from __future__ import annotations
