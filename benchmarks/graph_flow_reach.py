@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import identity_adapter
-from pipeline.distillation.graph_flow import GraphFlowLoss
+from pipeline.distillation.methods.graph_flow import GraphFlowLoss
 
 BATCH, CHANNELS, SIDE, STEPS = 8, 64, 16, 250
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from data_prep.findings import Finding, Findings
 from pipeline.data import Case, Volume, doubt_hounsfield, read_image, read_label_image, read_volume, to_ras
-from pipeline.data.declaration import CHANNELS, COLOUR_SLIDE, GREY_SLIDE, Declaration
-from pipeline.data.intensity import WINDOW
-from pipeline.data.volumes import label_counts, on_grid_of, with_label_values
+from pipeline.data.dataset.declaration import CHANNELS, COLOUR_SLIDE, GREY_SLIDE, Declaration
+from pipeline.data.dataset.intensity import WINDOW
+from pipeline.data.scans.volumes import label_counts, on_grid_of, with_label_values
 
 _CHUNK_BYTES = 1 << 20
 

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from data_prep.case_checks import CaseReport, check_case, holds_slides
 from data_prep.findings import ERROR, Finding, Findings, table
-from pipeline.atomic import write_json
 from pipeline.data import DATASET_FILE, SPLITS
-from pipeline.data.case_files import leaking_patients, repeated_ids, shared_files, written_alike
-from pipeline.data.declaration import Declaration, read_declaration
+from pipeline.data.dataset.case_files import leaking_patients, repeated_ids, shared_files, written_alike
+from pipeline.data.dataset.declaration import Declaration, read_declaration
 from pipeline.errors import BAD_INPUT, InputError, run_command
+from pipeline.files.atomic import write_json
 
 # Cases are read side by side as long as the largest of them, unpacked, would fit this often: a compressed scan grows
 # about fourfold, and scan, label and their copies are in memory together.

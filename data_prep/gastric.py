@@ -42,9 +42,9 @@ from pipeline.data import (
     read_image,
     write_png,
 )
-from pipeline.data.images import COLOUR, GREY
+from pipeline.data.slides.pictures import COLOUR, GREY
 from pipeline.errors import InputError, run_command
-from pipeline.spreadsheets import cells_of
+from pipeline.files.spreadsheets import cells_of
 
 CLASSES: Mapping[int, str] = {1: "cancer"}
 FAILURES_FILE = "failures.csv"

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from data_prep.phantom_shapes import smooth_noise
 from data_prep.phantom_tissue import Stain, Tissue
-from pipeline.atomic import replace_when_complete
 from pipeline.errors import InputError
+from pipeline.files.atomic import replace_when_complete
 
 LEAST_SLIDE_PX = 512
 PIXEL_UM = 0.5

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import InputError
-from pipeline.whole_batch import processes
+from pipeline.processes.whole_batch import processes
 
 
 def check_balance(owner: str, balance: float) -> float:

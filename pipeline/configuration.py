@@ -15,9 +15,9 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
 
-from pipeline import distributed
 from pipeline.check_config import refuse_untrusted
 from pipeline.errors import InputError, report_input_errors
+from pipeline.processes import distributed
 
 # Arguments of `python -m monai.bundle run` itself; everything else on its command line overrides a key of the config.
 RUN_ARGUMENTS = frozenset(inspect.signature(bundle_run).parameters) - {"override"}

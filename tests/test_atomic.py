@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from pipeline.atomic import remove_unfinished, replace_when_complete, write_json, write_tensors
 from pipeline.errors import InputError, disk_error_behind
+from pipeline.files.atomic import remove_unfinished, replace_when_complete, write_json, write_tensors
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def test_only_what_a_killed_writer_left_is_removed(tmp_path):
 def test_killed_writer_leaves_the_file_before_and_a_name_that_is_recognised(tmp_path):
     write_json(tmp_path / "file.json", {"a": 1})
     code = (
-        "import os, signal; from pipeline.atomic import replace_when_complete\n"
+        "import os, signal; from pipeline.files.atomic import replace_when_complete\n"
         f"with replace_when_complete({str(tmp_path / 'file.json')!r}) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

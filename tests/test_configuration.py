@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.atomic import replace_when_complete, write_json
 from pipeline.configuration import check_overrides, start
 from pipeline.errors import InputError, input_error_behind
+from pipeline.files.atomic import replace_when_complete, write_json
 
 CONFIG = """
 epochs: 3

@@ -16,12 +16,13 @@ from monai.losses import DiceCELoss
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pipeline import distributed
 from pipeline.distillation import METHODS, build_distiller
 from pipeline.distillation.build import build_method, settings_of
 from pipeline.distillation.method import Pair, Tapped
 from pipeline.errors import InputError
 from pipeline.networks import BatchNorm2d, build_network
+from pipeline.processes import distributed
+from pipeline.processes.whole_batch import synchronise_batch_norm
 from pipeline.training import (
     DistillationTrainer,
     OptimizerStepSchedule,
@@ -30,7 +31,6 @@ from pipeline.training import (
     segmentation_loss,
     trained_parameters,
 )
-from pipeline.whole_batch import synchronise_batch_norm
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 BATCH, CLASSES, STEPS = 6, 3, 10

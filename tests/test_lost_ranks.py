@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipeline import lost_ranks
 from pipeline.errors import InputError
-from pipeline.lost_ranks import connection_error_behind, describe_loss, watch
+from pipeline.processes import lost_ranks
+from pipeline.processes.lost_ranks import connection_error_behind, describe_loss, watch
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
@@ -120,7 +120,7 @@ def test_what_counts_as_a_lost_connection(error, lost):
 
 SCRIPT = """
 import os, sys, time
-from pipeline import distributed
+from pipeline.processes import distributed
 from pipeline.errors import report_input_errors
 report_input_errors()
 distributed.start()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark.grid import Outcome, _write_failures
+from pipeline.files.spreadsheets import cells_of, with_apostrophe, without_apostrophe
+from pipeline.grid.grid import Outcome, _write_failures
 from pipeline.inference.manifest import write_rows
-from pipeline.spreadsheets import cells_of, with_apostrophe, without_apostrophe
 
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
 

@@ -39,7 +39,7 @@ _DENIED = frozenset(
         *("monai.data.torchscript_utils", "monai.networks.trt_compiler", "monai.networks.blocks.hyena"),
         *("monai.handlers.clearml_handlers", "monai.handlers.mlflow_handler", "monai.handlers.trt_handler"),
         *("monai.losses.perceptual", "monai.networks.nets.flexible_unet.FlexUNetEncoderRegister"),
-        *("monai.utils.misc.run_cmd", "monai.utils.misc.save_obj", "pipeline.benchmark.workers"),
+        *("monai.utils.misc.run_cmd", "monai.utils.misc.save_obj", "pipeline.grid.workers"),
         *("torch.CompilationUnit", "torch.PyTorchFileReader", "torch.PyTorchFileWriter", "torch.from_file"),
         *("torch.import_ir_module", "torch.import_ir_module_from_buffer", "torch.load", "torch.save"),
         *("torch.cuda.gds", "torch.cuda.jiterator", "torch.cuda.memory.CUDAPluggableAllocator", "torch.cuda.tunable"),

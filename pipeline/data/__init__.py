@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets, volumes and slices: from files on disk to batches."""
 
-from pipeline.data.agreement import SamePreprocessing
-from pipeline.data.augmentation import BatchAugmentation, SliceAugmentation
-from pipeline.data.dataset import (
+from pipeline.data.dataset.dataset import (
     COLOUR_SLIDE,
     DATASET_FILE,
     GREY_SLIDE,
@@ -14,8 +12,22 @@ from pipeline.data.dataset import (
     parse_labels,
     write_dataset_json,
 )
-from pipeline.data.geometry import Volume, check_same_grid, from_ras, to_ras
-from pipeline.data.images import (
+from pipeline.data.dataset.intensity import (
+    CT_WINDOW,
+    MR_PERCENTILES,
+    SLIDE_INTENSITY,
+    IntensityRule,
+    default_intensity,
+    doubt_hounsfield,
+)
+from pipeline.data.samples.agreement import SamePreprocessing
+from pipeline.data.samples.augmentation import BatchAugmentation, SliceAugmentation
+from pipeline.data.samples.patches import PatchDataset, patch_augmentation, patch_sides
+from pipeline.data.samples.slices import SliceDataset, resize_images, resize_labels
+from pipeline.data.samples.stain_augmentation import TileAugmentation
+from pipeline.data.scans.geometry import Volume, check_same_grid, from_ras, to_ras
+from pipeline.data.scans.volumes import VolumeReader, read_label, read_volume, scan_suffix, write_label_map
+from pipeline.data.slides.pictures import (
     IMAGE_SUFFIXES,
     PictureReader,
     image_size,
@@ -26,18 +38,6 @@ from pipeline.data.images import (
     to_grey,
     write_png,
 )
-from pipeline.data.intensity import (
-    CT_WINDOW,
-    MR_PERCENTILES,
-    SLIDE_INTENSITY,
-    IntensityRule,
-    default_intensity,
-    doubt_hounsfield,
-)
-from pipeline.data.patches import PatchDataset, patch_augmentation, patch_sides
-from pipeline.data.slices import SliceDataset, resize_images, resize_labels
-from pipeline.data.stain_augmentation import TileAugmentation
-from pipeline.data.volumes import VolumeReader, read_label, read_volume, scan_suffix, write_label_map
 
 __all__ = [
     "COLOUR_SLIDE",

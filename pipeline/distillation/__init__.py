@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: taps, methods and the distiller that joins them."""
 
-from pipeline.distillation.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
 from pipeline.distillation.build import build_distiller
 from pipeline.distillation.catalogue import METHODS, UNSUITED, needs_paraphrasers
 from pipeline.distillation.distiller import Distiller
-from pipeline.distillation.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
-from pipeline.distillation.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
-from pipeline.distillation.kd import KnowledgeDistillation, KnowledgeDistillationLoss
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
+from pipeline.distillation.methods.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
+from pipeline.distillation.methods.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
+from pipeline.distillation.methods.kd import KnowledgeDistillation, KnowledgeDistillationLoss
 from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.distillation import catalogue
 from pipeline.distillation.build import settings_of
 from pipeline.distillation.catalogue import METHODS, UNSUITED
-from pipeline.distillation.graph_flow_preset import PRESETS
+from pipeline.distillation.methods.graph_flow_preset import PRESETS
 from pipeline.errors import run_command
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.distributed import averaged
+from pipeline.processes.distributed import averaged
 
 # A method is measured in its first steps and in each so-manieth after them; a measurement costs a backward pass.
 FIRST, INTERVAL = 10, 10

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.whole_batch import whole_batch
+from pipeline.processes.whole_batch import whole_batch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

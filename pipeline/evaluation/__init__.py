@@ -2,14 +2,20 @@
 """Scores of label maps: overlap, surface distances, statistics and the report, organ by organ or class by class."""
 
 from pipeline.evaluation.handlers import OrganDice, PerOrganReport, PooledIoU
-from pipeline.evaluation.image_scores import ClassSummary, ImageScore, score_image, summarise_classes
 from pipeline.evaluation.overlap import confusion_matrix, dice, iou, label_voxels, prediction_voxels
-from pipeline.evaluation.pixel_scores import PixelCounts, mean_iou, overall_accuracy, pixel_counts
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.report import PROTOCOLS, protocol_named, refuse_older_report, report_table, write_report
-from pipeline.evaluation.scans import MM, TRANSUNET
+from pipeline.evaluation.scans.protocols import MM, TRANSUNET
+from pipeline.evaluation.scans.transunet import (
+    TransUNetScore,
+    TransUNetSummary,
+    score_case_transunet,
+    summarise_transunet,
+)
 from pipeline.evaluation.scores import STATUSES, OrganScore, score_case
-from pipeline.evaluation.slides import FULL, PAPER
+from pipeline.evaluation.slides.image_scores import ClassSummary, ImageScore, score_image, summarise_classes
+from pipeline.evaluation.slides.pixel_scores import PixelCounts, mean_iou, overall_accuracy, pixel_counts
+from pipeline.evaluation.slides.protocols import FULL, PAPER
 from pipeline.evaluation.statistics import bootstrap_ci, macro_mean
 from pipeline.evaluation.summaries import OrganSummary, dice_table, summarise_organs
 from pipeline.evaluation.surface import (
@@ -22,7 +28,6 @@ from pipeline.evaluation.surface import (
     organ_surface_distances,
     surface_distances,
 )
-from pipeline.evaluation.transunet import TransUNetScore, TransUNetSummary, score_case_transunet, summarise_transunet
 
 __all__ = [
     "FULL",

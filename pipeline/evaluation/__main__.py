@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.dataset import SCANS, SLIDES, Dataset, load_dataset
-from pipeline.data.volumes import read_label
+from pipeline.data.dataset.dataset import SCANS, SLIDES, Dataset, load_dataset
+from pipeline.data.scans.volumes import read_label
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.mask_files import read_mask
 from pipeline.evaluation.matching import CasePair, Matching, match_cases
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.provenance import describe_case, describe_run
 from pipeline.evaluation.report import PROTOCOLS, check_output_folder, protocol_named, write_report
-from pipeline.evaluation.slides import PAPER
+from pipeline.evaluation.slides.protocols import PAPER
 
 _logger = logging.getLogger(__name__)
 _MOST_LISTED = 5

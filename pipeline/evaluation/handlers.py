@@ -20,17 +20,17 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.engines import IterationEvents
 
-from pipeline import distributed
-from pipeline.data.dataset import SLIDES
+from pipeline.data.dataset.dataset import SLIDES
 from pipeline.errors import InputError
 from pipeline.evaluation import overlap
 from pipeline.evaluation.engine_cases import EngineCase, engine_cases, tensor_confusion_matrix
-from pipeline.evaluation.image_scores import BACKGROUND
-from pipeline.evaluation.pixel_scores import mean_iou, pixel_counts
 from pipeline.evaluation.provenance import describe_case, describe_run
 from pipeline.evaluation.report import check_output_folder, protocol_named, write_report
-from pipeline.evaluation.slides import unscored_px
+from pipeline.evaluation.slides.image_scores import BACKGROUND
+from pipeline.evaluation.slides.pixel_scores import mean_iou, pixel_counts
+from pipeline.evaluation.slides.protocols import unscored_px
 from pipeline.evaluation.statistics import macro_mean
+from pipeline.processes import distributed
 
 _logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 
-from pipeline.data.images import image_size, read_label_image
-from pipeline.data.slides import UNREADABLE
+from pipeline.data.slides.base import UNREADABLE
+from pipeline.data.slides.pictures import image_size, read_label_image
 from pipeline.errors import InputError
 
 _TIFF_SUFFIXES = (".tif", ".tiff")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.dataset import SCANS, SLIDES
-from pipeline.data.volumes import SUFFIXES, scan_suffix
+from pipeline.data.dataset.dataset import SCANS, SLIDES
+from pipeline.data.scans.volumes import SUFFIXES, scan_suffix
 from pipeline.errors import InputError
 from pipeline.evaluation.mask_files import MASK_SUFFIXES, is_overview, mask_suffix
 

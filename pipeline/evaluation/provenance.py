@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import Any
 
 from pipeline import __version__
-from pipeline.digest import sha256_of
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+from pipeline.files.digest import sha256_of
 
 _PACKAGES = ("monai", "torch", "numpy", "scipy", "nibabel", "pytorch-ignite")
 

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import replace_when_complete
-from pipeline.data.dataset import SCANS, SLIDES
+from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.errors import InputError
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.provenance import json_number
-from pipeline.evaluation.scans import MM, TRANSUNET
-from pipeline.evaluation.slides import FULL, PAPER
+from pipeline.evaluation.scans.protocols import MM, TRANSUNET
+from pipeline.evaluation.slides.protocols import FULL, PAPER
 from pipeline.evaluation.tables import csv_text, row_content
+from pipeline.files.atomic import replace_when_complete
 
 PROTOCOLS = {protocol.name: protocol for protocol in (MM, TRANSUNET, FULL, PAPER)}
 _NAMES = {kind: [name for name, protocol in PROTOCOLS.items() if protocol.kind == kind] for kind in (SCANS, SLIDES)}

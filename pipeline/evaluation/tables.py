@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from pipeline.spreadsheets import with_apostrophe
+from pipeline.files.spreadsheets import with_apostrophe
 
 
 def columns_of(row: Any) -> tuple[str, ...]:

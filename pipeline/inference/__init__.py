@@ -2,20 +2,20 @@
 """Trained networks on whole scans and slides, in bounded memory and with the image's geometry kept."""
 
 from pipeline.inference.case_writer import FAILURES_FILE
-from pipeline.inference.centre_crops import CentreCropInferer
 from pipeline.inference.inputs import Failure
-from pipeline.inference.label_map_writer import LabelMapWriter
-from pipeline.inference.label_pyramid import write_label_pyramid
-from pipeline.inference.labelled_scans import LabelledScanDataset
 from pipeline.inference.logits import AMP_DTYPES
 from pipeline.inference.manifest import MANIFEST_FILE, ManifestRow
-from pipeline.inference.patches import PatchInferer
-from pipeline.inference.scans import Scan, ScanDataset, find_scans, ras_tensor, scan_loader
+from pipeline.inference.scans.label_map_writer import LabelMapWriter
+from pipeline.inference.scans.labelled_scans import LabelledScanDataset
+from pipeline.inference.scans.patches import PatchInferer
+from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, find_scans, ras_tensor, scan_loader
+from pipeline.inference.scans.slicewise import SliceWiseInferer
 from pipeline.inference.segmentation import inferer_of, segment, segment_files, segment_slides
-from pipeline.inference.slicewise import SliceWiseInferer
-from pipeline.inference.slide_dataset import SlideDataset, SlideFile, find_slides, slide_batch, slide_loader
-from pipeline.inference.slide_writer import SlideLabelWriter
-from pipeline.inference.tiles import LabelBands, TileInferer, tile_inferer_of
+from pipeline.inference.slides.centre_crops import CentreCropInferer
+from pipeline.inference.slides.label_pyramid import write_label_pyramid
+from pipeline.inference.slides.slide_dataset import SlideDataset, SlideFile, find_slides, slide_batch, slide_loader
+from pipeline.inference.slides.slide_writer import SlideLabelWriter
+from pipeline.inference.slides.tiles import LabelBands, TileInferer, tile_inferer_of
 
 __all__ = [
     "AMP_DTYPES",

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from ignite.engine import Engine, Events
 
-from pipeline import distributed
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Failure, Source, SourceDataset
 from pipeline.inference.manifest import (
@@ -25,6 +24,7 @@ from pipeline.inference.manifest import (
     kept_row,
     write_rows,
 )
+from pipeline.processes import distributed
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline import distributed
 from pipeline.errors import InputError
+from pipeline.processes import distributed
 
 logger = logging.getLogger(__name__)
 

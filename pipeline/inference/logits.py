@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.slices import resize_images
+from pipeline.data.samples.slices import resize_images
 from pipeline.errors import InputError
 from pipeline.networks import PaddedInferer
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import replace_when_complete
-from pipeline.digest import sha256_of
 from pipeline.errors import InputError
-from pipeline.spreadsheets import cells_of
+from pipeline.files.atomic import replace_when_complete
+from pipeline.files.digest import sha256_of
+from pipeline.files.spreadsheets import cells_of
 
 MANIFEST_FILE = "manifest.csv"
 DONE, KEPT, DAMAGED, FAILED = "done", "kept", "damaged", "failed"

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from monai.engines import SupervisedEvaluator
 
-from pipeline.data.volumes import Volume, from_ras
+from pipeline.data.scans.volumes import Volume, from_ras
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs
-from pipeline.inference.label_map_writer import LabelMapWriter
-from pipeline.inference.patches import PatchInferer
-from pipeline.inference.scans import ScanDataset, ras_tensor, scan_loader
-from pipeline.inference.slicewise import SliceWiseInferer
-from pipeline.inference.slide_dataset import SlideDataset, slide_batch, slide_loader
-from pipeline.inference.slide_writer import SlideLabelWriter
-from pipeline.inference.tiles import tile_inferer_of
+from pipeline.inference.scans.label_map_writer import LabelMapWriter
+from pipeline.inference.scans.patches import PatchInferer
+from pipeline.inference.scans.scan_dataset import ScanDataset, ras_tensor, scan_loader
+from pipeline.inference.scans.slicewise import SliceWiseInferer
+from pipeline.inference.slides.slide_dataset import SlideDataset, slide_batch, slide_loader
+from pipeline.inference.slides.slide_writer import SlideLabelWriter
+from pipeline.inference.slides.tiles import tile_inferer_of
 from pipeline.networks import SavedModel
 
 

@@ -8,8 +8,8 @@ from pipeline.networks.discriminator import Discriminator
 from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet
-from pipeline.networks.foreign import FOREIGN
 from pipeline.networks.mobile_unet import MobileUNet
+from pipeline.networks.monai_networks import FOREIGN
 from pipeline.networks.padding import PaddedInferer
 from pipeline.networks.paraphraser import Paraphraser
 from pipeline.networks.saved_model import SavedModel, load_model, save_model, to_device, unwrapped

@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.errors import InputError, run_command
 from pipeline.networks.build import NETWORKS, build_network
 from pipeline.networks.cost import multiply_adds, parameter_count
-from pipeline.networks.foreign import FOREIGN
+from pipeline.networks.monai_networks import FOREIGN
 from pipeline.networks.saved_model import load_model
 from pipeline.networks.shapes import distinct, feature_maps
 

@@ -18,8 +18,8 @@ from pipeline.networks.base import SegmentationNetwork, plain
 from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet
-from pipeline.networks.foreign import FAMILIES, FOREIGN, PACKAGE, build_foreign
 from pipeline.networks.mobile_unet import MobileUNet
+from pipeline.networks.monai_networks import FAMILIES, FOREIGN, PACKAGE, build_foreign
 from pipeline.networks.shapes import check_taps, feature_maps
 
 NETWORKS: dict[str, type[SegmentationNetwork]] = {

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.atomic import write_tensors
 from pipeline.errors import InputError
+from pipeline.files.atomic import write_tensors
 from pipeline.networks.base import plain
 from pipeline.networks.build import build_network
 

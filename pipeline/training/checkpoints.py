@@ -16,11 +16,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from pipeline import distributed
-from pipeline.atomic import write_tensors
 from pipeline.data import BatchAugmentation, Dataset
 from pipeline.errors import InputError
+from pipeline.files.atomic import write_tensors
 from pipeline.networks import save_model, unwrapped
+from pipeline.processes import distributed
 from pipeline.training.interruption import Stopped, StopSignals
 from pipeline.training.sampler import ResumableSampler
 

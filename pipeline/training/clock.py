@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from pipeline import distributed
-from pipeline.atomic import write_json
+from pipeline.files.atomic import write_json
+from pipeline.processes import distributed
 
 TIME_FILE = "time.json"
 

@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from pipeline import distributed
+from pipeline.processes import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

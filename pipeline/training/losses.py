@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.class_balance import check_balance, pixel_weights
 from pipeline.errors import InputError
-from pipeline.whole_batch import WholeBatchLoss
+from pipeline.processes.whole_batch import WholeBatchLoss
 
 
 class PixelCrossEntropy(nn.Module):

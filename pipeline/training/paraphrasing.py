@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import distributed
-from pipeline.atomic import write_tensors
 from pipeline.data import SliceDataset
 from pipeline.distillation import FeatureTaps
 from pipeline.errors import InputError
+from pipeline.files.atomic import write_tensors
 from pipeline.networks import Paraphraser
+from pipeline.processes import distributed
 
 logger = logging.getLogger(__name__)
 

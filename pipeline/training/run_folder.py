@@ -14,10 +14,11 @@ from typing import Any
 import monai
 import torch
 
-from pipeline import __version__, distributed
-from pipeline.atomic import remove_unfinished, write_json
+from pipeline import __version__
 from pipeline.errors import InputError
-from pipeline.folder_lock import lock_folder, unlock_folder
+from pipeline.files.atomic import remove_unfinished, write_json
+from pipeline.files.folder_lock import lock_folder, unlock_folder
+from pipeline.processes import distributed
 from pipeline.training.checkpoints import MODEL_FILE, STATE_FILE, resumes
 
 RECORD_FILE = "run.json"

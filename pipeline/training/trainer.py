@@ -16,8 +16,8 @@ from torch import nn
 from pipeline.distillation import Distiller
 from pipeline.distillation.gradient_shares import gradient_shares
 from pipeline.distillation.settings import check_whole
-from pipeline.distributed import average_gradients, averaged, begin_alike
 from pipeline.errors import InputError
+from pipeline.processes.distributed import average_gradients, averaged, begin_alike
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,9 +7,9 @@ import dataclasses
 
 import pytest
 
-from pipeline.benchmark import Grid, Outcome
-from pipeline.benchmark.grid import run_grid
 from pipeline.errors import InputError
+from pipeline.grid import Grid, Outcome
+from pipeline.grid.grid import run_grid
 
 METHODS = {"alone": None, "kd": {"method": "kd"}, "flow": {"method": "graph_flow", "preset": "paper"}}
 
@@ -94,8 +94,8 @@ def test_bad_grids_end_before_any_run(tmp_path, changes, words):
 
 def _begun(tmp_path, monkeypatch, **changes) -> Grid:
     """Return a grid of which a first call has noted the settings, without running anything."""
-    monkeypatch.setattr("pipeline.benchmark.grid.run_cells", lambda *_: Outcome())
-    monkeypatch.setattr("pipeline.benchmark.grid._check_options", lambda *_: None)  # has tests of its own above
+    monkeypatch.setattr("pipeline.grid.grid.run_cells", lambda *_: Outcome())
+    monkeypatch.setattr("pipeline.grid.grid._check_options", lambda *_: None)  # has tests of its own above
     grid = _grid(tmp_path, **changes)
     run_grid(grid, compare=print)
     return grid
@@ -199,7 +199,7 @@ def test_bad_students_folds_and_times(tmp_path, changes, words):
 
 
 def test_folds_and_options_of_students_stay_and_folds_may_be_added(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.benchmark.grid.load_dataset", lambda *_, **__: None)
+    monkeypatch.setattr("pipeline.grid.grid.load_dataset", lambda *_, **__: None)
     _begun(tmp_path, monkeypatch, folds={"a": FOLDS["a"]}, students={"enet": {"options": {"epochs": 3}}})
     _begun(tmp_path, monkeypatch, folds=FOLDS, students={"enet": {"options": {"epochs": 3}}})
     with pytest.raises(InputError, match="fold a was"):

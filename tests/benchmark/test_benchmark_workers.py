@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark import Cell, Step, run_cells
 from pipeline.check_config import TRUSTED
+from pipeline.grid import Cell, Step, run_cells
 
 CONFIG = """
 imports: [$import pathlib, $import time, $import os, $import signal]

@@ -192,8 +192,8 @@ def test_training_by_two_processes_ends_with_one_model(dataset_dir, tmp_path):
 
 
 def test_two_processes_without_the_overlay_are_refused(dataset_dir, tmp_path, monkeypatch):
-    from pipeline import distributed
     from pipeline.errors import InputError
+    from pipeline.processes import distributed
 
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     with pytest.raises(InputError, match="multi_gpu"):

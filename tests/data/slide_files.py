@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from pipeline.data.slides import open_slide
+from pipeline.data.slides.open import open_slide
 
 HEIGHT, WIDTH = 70, 90
 TILED = {"tile": (32, 16)}

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from pipeline.data import SliceAugmentation
-from pipeline.data import augmentation as module
+from pipeline.data.samples import augmentation as module
 from pipeline.errors import InputError
 
 

@@ -13,9 +13,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from toy_datasets import nifti, scanned, series
 
-from pipeline.data.dicom_elements import PixelSize, pixel_size
-from pipeline.data.text_headers import meta_header, nrrd_header
-from pipeline.data.volumes import read_volume
+from pipeline.data.scans.dicom_elements import PixelSize, pixel_size
+from pipeline.data.scans.text_headers import meta_header, nrrd_header
+from pipeline.data.scans.volumes import read_volume
 from pipeline.errors import InputError
 
 SHAPE = (5, 4, 3)

@@ -9,7 +9,7 @@ import pytest
 from toy_datasets import Toy
 
 from pipeline.data import Case, load_dataset
-from pipeline.data.patients import split_by_patients
+from pipeline.data.dataset.patients import split_by_patients
 from pipeline.errors import InputError
 
 

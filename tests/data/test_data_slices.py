@@ -14,8 +14,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from torch.utils.data import DataLoader
 
 from pipeline.data import CT_WINDOW, SliceDataset, VolumeReader, resize_images, resize_labels
-from pipeline.data import slices as module
-from pipeline.data.slice_cache import cache_key
+from pipeline.data.samples import slices as module
+from pipeline.data.samples.slice_cache import cache_key
 from pipeline.errors import InputError
 
 

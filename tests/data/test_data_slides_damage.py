@@ -23,9 +23,10 @@ from slide_files import (
     write_tiff,
 )
 
-from pipeline.data import tiff_slide
-from pipeline.data.slides import ArraySlide, Unreadable, open_slide
-from pipeline.data.tiff_slide import TiffSlide
+from pipeline.data.slides import tiff as tiff_slide
+from pipeline.data.slides.base import ArraySlide, Unreadable
+from pipeline.data.slides.open import open_slide
+from pipeline.data.slides.tiff import TiffSlide
 from pipeline.errors import InputError
 
 # --------------------------------------------------------------------------------------------------------------- damage

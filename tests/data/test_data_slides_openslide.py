@@ -15,9 +15,10 @@ from slide_files import (
     write_sparse,
 )
 
-from pipeline.data.openslide_slide import OpenSlideSlide
-from pipeline.data.slides import ArraySlide, Unreadable, open_slide
-from pipeline.data.tiff_slide import TiffSlide
+from pipeline.data.slides.base import ArraySlide, Unreadable
+from pipeline.data.slides.open import open_slide
+from pipeline.data.slides.openslide import OpenSlideSlide
+from pipeline.data.slides.tiff import TiffSlide
 from pipeline.errors import InputError
 
 

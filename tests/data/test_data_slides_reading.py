@@ -21,9 +21,11 @@ from slide_files import (
     write_tiff,
 )
 
-from pipeline.data import openslide_slide, tiff_slide
-from pipeline.data.slides import SLIDE_SUFFIXES, ArraySlide, is_slide, open_slide
-from pipeline.data.tiff_slide import TiffSlide
+from pipeline.data.slides import openslide as openslide_slide
+from pipeline.data.slides import tiff as tiff_slide
+from pipeline.data.slides.base import ArraySlide
+from pipeline.data.slides.open import SLIDE_SUFFIXES, is_slide, open_slide
+from pipeline.data.slides.tiff import TiffSlide
 from pipeline.errors import InputError
 
 # ---------------------------------------------------------------------------------------------- values derived by hand

@@ -7,8 +7,8 @@ import torch
 from skimage import color
 
 from pipeline.data import BatchAugmentation, SliceAugmentation, TileAugmentation
-from pipeline.data import stain_augmentation as module
-from pipeline.data.stain_augmentation import STAIN_JITTER, STAIN_VECTORS, jitter_stains
+from pipeline.data.samples import stain_augmentation as module
+from pipeline.data.samples.stain_augmentation import STAIN_JITTER, STAIN_VECTORS, jitter_stains
 from pipeline.errors import InputError
 
 HAEMATOXYLIN, EOSIN, REST = (torch.tensor(vector) for vector in STAIN_VECTORS)

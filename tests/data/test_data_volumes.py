@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, Orientation, ScaleIntensityRange
 
-from pipeline.data.volumes import (
+from pipeline.data.scans.volumes import (
     Volume,
     VolumeReader,
     check_same_grid,

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.data.volumes import Volume, check_same_grid, read_label, read_volume, write_label_map
+from pipeline.data.scans.volumes import Volume, check_same_grid, read_label, read_volume, write_label_map
 from pipeline.errors import InputError
 
 AFFINE = np.diag([-0.8, -0.8, 2.0, 1.0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from pipeline.data.volumes import check_same_grid, read_label, read_volume, write_label_map
+from pipeline.data.scans.volumes import check_same_grid, read_label, read_volume, write_label_map
 from pipeline.errors import InputError
 
 SHAPE = (7, 6, 5)

@@ -16,7 +16,7 @@ from data_prep.phantom_slides import draw_picture, main, make
 from data_prep.phantom_tissue import Nuclei, Stain, Tissue
 from data_prep.phantom_whole_slide import DrawnSlide, laid_down, write_whole_slide
 from pipeline.data import COLOUR_SLIDE, GREY_SLIDE, load_dataset, read_image, read_label_image, to_grey
-from pipeline.data.slides import open_slide
+from pipeline.data.slides.open import open_slide
 from pipeline.errors import InputError
 
 SIDE = 256

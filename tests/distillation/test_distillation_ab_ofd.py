@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_pair import tiny_batch, tiny_pair, views
 
-from pipeline.distillation.ab import ActivationBoundaries, boundary_loss
-from pipeline.distillation.connector import Connector
-from pipeline.distillation.ofd import FeatureOverhaul, NegativeMeans, partial_distance
+from pipeline.distillation.methods.ab import ActivationBoundaries, boundary_loss
+from pipeline.distillation.methods.connector import Connector
+from pipeline.distillation.methods.ofd import FeatureOverhaul, NegativeMeans, partial_distance
 from pipeline.errors import InputError
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_pair import tiny_batch, tiny_pair, views
 
-from pipeline.distillation.afd import AttentiveFeatures, ChannelAttention, attentive_distance
-from pipeline.distillation.crd import ContrastiveRepresentation, contrast
-from pipeline.distillation.logits_mse import LogitsMatching
 from pipeline.distillation.method import Tapped
+from pipeline.distillation.methods.afd import AttentiveFeatures, ChannelAttention, attentive_distance
+from pipeline.distillation.methods.crd import ContrastiveRepresentation, contrast
+from pipeline.distillation.methods.logits_mse import LogitsMatching
 from pipeline.errors import InputError
 
 

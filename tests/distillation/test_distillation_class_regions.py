@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.class_regions import class_masks, class_means
-from pipeline.distillation.emkd import EfficientMedical, RegionAffinityLoss
-from pipeline.distillation.ifvd import IntraClassVariation, class_variation, variation_loss
-from pipeline.distillation.kd import KnowledgeDistillationLoss
 from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.methods.class_regions import class_masks, class_means
+from pipeline.distillation.methods.emkd import EfficientMedical, RegionAffinityLoss
+from pipeline.distillation.methods.ifvd import IntraClassVariation, class_variation, variation_loss
+from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.errors import InputError
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.coco import CoCo, CoCoLoss, build_coco, cross_layer_correlation
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.methods.coco import CoCo, CoCoLoss, build_coco, cross_layer_correlation
 from pipeline.errors import InputError
 from pipeline.networks import build_network
 

@@ -9,16 +9,16 @@ from tiny_pair import TinyNetwork, equal_pair, tiny_batch, tiny_pair, views
 from torch import nn
 
 from pipeline.distillation import Distiller
-from pipeline.distillation.ab import ActivationBoundaries
-from pipeline.distillation.afd import AttentiveFeatures
-from pipeline.distillation.bss import BoundarySamples
-from pipeline.distillation.crd import ContrastiveRepresentation
-from pipeline.distillation.dml import MutualLearning
-from pipeline.distillation.logits_mse import LogitsMatching
-from pipeline.distillation.lwm import LearningWithoutMemorizing
 from pipeline.distillation.method import DistillationMethod, Pair
-from pipeline.distillation.ofd import FeatureOverhaul
-from pipeline.distillation.sobolev import SobolevTraining
+from pipeline.distillation.methods.ab import ActivationBoundaries
+from pipeline.distillation.methods.afd import AttentiveFeatures
+from pipeline.distillation.methods.bss import BoundarySamples
+from pipeline.distillation.methods.crd import ContrastiveRepresentation
+from pipeline.distillation.methods.dml import MutualLearning
+from pipeline.distillation.methods.logits_mse import LogitsMatching
+from pipeline.distillation.methods.lwm import LearningWithoutMemorizing
+from pipeline.distillation.methods.ofd import FeatureOverhaul
+from pipeline.distillation.methods.sobolev import SobolevTraining
 
 METHODS: dict[str, type[DistillationMethod]] = {
     "ab": ActivationBoundaries,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_pair import tiny_batch, tiny_pair, views
 
-from pipeline.distillation.dml import MutualLearning, untrained_copy
+from pipeline.distillation.methods.dml import MutualLearning, untrained_copy
 from pipeline.errors import InputError
 from pipeline.networks import build_network
 from pipeline.training import segmentation_loss

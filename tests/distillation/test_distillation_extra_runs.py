@@ -11,12 +11,12 @@ import torch
 from tiny_pair import Pointwise, equal_pair, pair_of, tiny_batch, tiny_pair, views
 from torch import nn
 
-from pipeline.distillation.bss import BoundarySamples, boundary_images, remaining_gap
-from pipeline.distillation.extra_runs import check_twice_differentiable, run_again, seen_images
-from pipeline.distillation.kd import KnowledgeDistillationLoss
-from pipeline.distillation.lwm import LearningWithoutMemorizing, class_maps, drawn_classes, map_distance
 from pipeline.distillation.method import Tapped
-from pipeline.distillation.sobolev import SobolevTraining, gradient_distance, image_gradient
+from pipeline.distillation.methods.bss import BoundarySamples, boundary_images, remaining_gap
+from pipeline.distillation.methods.extra_runs import check_twice_differentiable, run_again, seen_images
+from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
+from pipeline.distillation.methods.lwm import LearningWithoutMemorizing, class_maps, drawn_classes, map_distance
+from pipeline.distillation.methods.sobolev import SobolevTraining, gradient_distance, image_gradient
 from pipeline.errors import InputError
 
 METHODS = (SobolevTraining, BoundarySamples, LearningWithoutMemorizing)
@@ -73,7 +73,7 @@ def test_views_without_images_are_refused():
 def test_shared_batch_norm_of_several_processes_is_refused(monkeypatch):
     network = nn.Sequential(nn.SyncBatchNorm(2))
     check_twice_differentiable("sobolev", network)
-    monkeypatch.setattr("pipeline.distillation.extra_runs.ranks", lambda: 2)
+    monkeypatch.setattr("pipeline.distillation.methods.extra_runs.ranks", lambda: 2)
     with pytest.raises(InputError, match="sobolev differentiates the student twice"):
         check_twice_differentiable("sobolev", network)
     check_twice_differentiable("sobolev", nn.Sequential(nn.BatchNorm2d(2)))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.at import AttentionTransfer, attention_loss, attention_map
-from pipeline.distillation.fitnet import FitNet
-from pipeline.distillation.fsp import FlowOfSolution, flow_loss, flow_matrix
-from pipeline.distillation.ft import FactorTransfer, Translator, factor_loss
 from pipeline.distillation.method import Pair, Tapped
-from pipeline.distillation.nst import selectivity_loss
-from pipeline.distillation.vid import VariationalInformation, VariationalLoss
+from pipeline.distillation.methods.at import AttentionTransfer, attention_loss, attention_map
+from pipeline.distillation.methods.fitnet import FitNet
+from pipeline.distillation.methods.fsp import FlowOfSolution, flow_loss, flow_matrix
+from pipeline.distillation.methods.ft import FactorTransfer, Translator, factor_loss
+from pipeline.distillation.methods.nst import selectivity_loss
+from pipeline.distillation.methods.vid import VariationalInformation, VariationalLoss
 from pipeline.errors import InputError
 from pipeline.networks import Paraphraser
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation import GraphFlow, GraphFlowLoss, Tapped, salience_graph, variation_graph
-from pipeline.distillation.graph_flow import salient_windows
+from pipeline.distillation.methods.graph_flow import salient_windows
 from pipeline.errors import InputError
 
 

@@ -13,12 +13,12 @@ from tiny_pair import equal_pair, tiny_batch, tiny_pair, views
 from torch.nn import functional as F
 
 from pipeline.distillation import METHODS, Tapped
-from pipeline.distillation.bpkd import BoundaryPrivileged, edge_band, edge_divergence
-from pipeline.distillation.cwd import ChannelWise, channel_divergence
-from pipeline.distillation.dist import StrongerTeacher, correlation_distance
-from pipeline.distillation.dkd import DecoupledLoss
-from pipeline.distillation.kd import KnowledgeDistillationLoss
-from pipeline.distillation.logit_std import StandardisedLogits, standardised_logits
+from pipeline.distillation.methods.bpkd import BoundaryPrivileged, edge_band, edge_divergence
+from pipeline.distillation.methods.cwd import ChannelWise, channel_divergence
+from pipeline.distillation.methods.dist import StrongerTeacher, correlation_distance
+from pipeline.distillation.methods.dkd import DecoupledLoss
+from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
+from pipeline.distillation.methods.logit_std import StandardisedLogits, standardised_logits
 from pipeline.errors import InputError
 
 TERMS = {

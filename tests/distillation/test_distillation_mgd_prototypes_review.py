@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
-from pipeline.distillation.mgd import Generator, MaskedGeneration, visible_places
-from pipeline.distillation.prototypes import ClassPrototypes, prototype_loss
-from pipeline.distillation.review import AttentionFusion, KnowledgeReview, hierarchical_context_loss
+from pipeline.distillation.methods.mgd import Generator, MaskedGeneration, visible_places
+from pipeline.distillation.methods.prototypes import ClassPrototypes, prototype_loss
+from pipeline.distillation.methods.review import AttentionFusion, KnowledgeReview, hierarchical_context_loss
 from pipeline.errors import InputError
 
 METHODS = {"mgd": MaskedGeneration, "prototypes": ClassPrototypes, "review": KnowledgeReview}

@@ -15,10 +15,10 @@ from tiny_pair import tiny_batch, tiny_pair, views
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
-from pipeline.distillation.bss import BoundarySamples
-from pipeline.distillation.lwm import LearningWithoutMemorizing
 from pipeline.distillation.method import Pair
-from pipeline.distillation.sobolev import SobolevTraining
+from pipeline.distillation.methods.bss import BoundarySamples
+from pipeline.distillation.methods.lwm import LearningWithoutMemorizing
+from pipeline.distillation.methods.sobolev import SobolevTraining
 
 
 @pytest.fixture

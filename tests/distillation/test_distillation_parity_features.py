@@ -12,15 +12,15 @@ from plain_formulas import cosine, dot, maps, mean, pair, pixels, pointwise, ter
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.ab import ActivationBoundaries
-from pipeline.distillation.afd import AttentiveFeatures
-from pipeline.distillation.at import AttentionTransfer
-from pipeline.distillation.fitnet import FitNet
-from pipeline.distillation.fsp import FlowOfSolution
-from pipeline.distillation.ft import FactorTransfer
-from pipeline.distillation.nst import NeuronSelectivity
-from pipeline.distillation.ofd import FeatureOverhaul
-from pipeline.distillation.vid import VariationalInformation
+from pipeline.distillation.methods.ab import ActivationBoundaries
+from pipeline.distillation.methods.afd import AttentiveFeatures
+from pipeline.distillation.methods.at import AttentionTransfer
+from pipeline.distillation.methods.fitnet import FitNet
+from pipeline.distillation.methods.fsp import FlowOfSolution
+from pipeline.distillation.methods.ft import FactorTransfer
+from pipeline.distillation.methods.nst import NeuronSelectivity
+from pipeline.distillation.methods.ofd import FeatureOverhaul
+from pipeline.distillation.methods.vid import VariationalInformation
 from pipeline.networks import Paraphraser
 
 STUDENT, TEACHER = view(0, (3, 4)), view(100, (5, 6))  # taps of other channels, all 4 x 4, two images

@@ -10,7 +10,7 @@ import pytest
 import torch
 from plain_formulas import dot, maps, terms, view
 
-from pipeline.distillation.graph_flow import GraphFlow, GraphFlowLoss, salience_graph, salient_windows
+from pipeline.distillation.methods.graph_flow import GraphFlow, GraphFlowLoss, salience_graph, salient_windows
 from pipeline.networks import Paraphraser
 
 

@@ -13,10 +13,10 @@ import torch
 from plain_formulas import CLASSES, divergence, mean, pair, pixels, softmax, terms, view
 from torch import nn
 
-from pipeline.distillation.adversarial import AdversarialDistillation, discriminator_loss
-from pipeline.distillation.kd import KnowledgeDistillation
-from pipeline.distillation.logits_mse import LogitsMatching
-from pipeline.distillation.skd import PixelPairDistillation
+from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss
+from pipeline.distillation.methods.kd import KnowledgeDistillation
+from pipeline.distillation.methods.logits_mse import LogitsMatching
+from pipeline.distillation.methods.skd import PixelPairDistillation
 
 STUDENT, TEACHER = view(0, (4,)), view(100, (4,))
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from plain_formulas import cosine, divergence, dot, mean, pair, pixels, regions, softmax, terms, unit, view
 
-from pipeline.distillation.cc import CorrelationCongruence
-from pipeline.distillation.coco import CoCo
-from pipeline.distillation.crd import ContrastiveRepresentation
-from pipeline.distillation.emkd import EfficientMedical
-from pipeline.distillation.ifvd import IntraClassVariation
-from pipeline.distillation.irg import RelationshipGraph
-from pipeline.distillation.pkt import ProbabilisticTransfer
-from pipeline.distillation.rkd import RelationalDistillation
-from pipeline.distillation.skd import PixelPairDistillation
-from pipeline.distillation.sp import SimilarityPreserving
+from pipeline.distillation.methods.cc import CorrelationCongruence
+from pipeline.distillation.methods.coco import CoCo
+from pipeline.distillation.methods.crd import ContrastiveRepresentation
+from pipeline.distillation.methods.emkd import EfficientMedical
+from pipeline.distillation.methods.ifvd import IntraClassVariation
+from pipeline.distillation.methods.irg import RelationshipGraph
+from pipeline.distillation.methods.pkt import ProbabilisticTransfer
+from pipeline.distillation.methods.rkd import RelationalDistillation
+from pipeline.distillation.methods.skd import PixelPairDistillation
+from pipeline.distillation.methods.sp import SimilarityPreserving
 
 STUDENT, TEACHER = view(0, (3, 4)), view(100, (5, 6))  # all taps 4 x 4, two images
 PAIR = pair((3, 4), (5, 6))

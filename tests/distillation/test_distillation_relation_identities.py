@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.cc import CorrelationCongruence
-from pipeline.distillation.coco import CoCo
-from pipeline.distillation.emkd import EfficientMedical
-from pipeline.distillation.ifvd import IntraClassVariation
-from pipeline.distillation.irg import RelationshipGraph
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
-from pipeline.distillation.rkd import RelationalDistillation
-from pipeline.distillation.skd import PixelPairDistillation
+from pipeline.distillation.methods.cc import CorrelationCongruence
+from pipeline.distillation.methods.coco import CoCo
+from pipeline.distillation.methods.emkd import EfficientMedical
+from pipeline.distillation.methods.ifvd import IntraClassVariation
+from pipeline.distillation.methods.irg import RelationshipGraph
+from pipeline.distillation.methods.rkd import RelationalDistillation
+from pipeline.distillation.methods.skd import PixelPairDistillation
 
 METHODS: dict[str, Callable[..., DistillationMethod]] = {
     "coco": CoCo,

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.cc import CorrelationCongruence, taylor_kernel
-from pipeline.distillation.irg import RelationshipGraph, edges, transform
 from pipeline.distillation.method import Pair, Tapped
-from pipeline.distillation.relations import batch_regions, evenly, largest_grid, squared_distances, unit_vectors
-from pipeline.distillation.rkd import RelationalDistillation, angles, differences, relative_distances
+from pipeline.distillation.methods.cc import CorrelationCongruence, taylor_kernel
+from pipeline.distillation.methods.irg import RelationshipGraph, edges, transform
+from pipeline.distillation.methods.relations import batch_regions, evenly, largest_grid, squared_distances, unit_vectors
+from pipeline.distillation.methods.rkd import RelationalDistillation, angles, differences, relative_distances
 from pipeline.errors import InputError
 
 METHODS = {"cc": CorrelationCongruence, "rkd": RelationalDistillation, "irg": RelationshipGraph}

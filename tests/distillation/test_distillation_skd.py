@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.kd import BALANCE
 from pipeline.distillation.method import Pair, Tapped
-from pipeline.distillation.skd import (
+from pipeline.distillation.methods.kd import BALANCE
+from pipeline.distillation.methods.skd import (
     HolisticDistillation,
     PairwiseLoss,
     PixelPairDistillation,

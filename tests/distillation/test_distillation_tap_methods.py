@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.at import AttentionTransfer
-from pipeline.distillation.fitnet import FitNet
-from pipeline.distillation.fsp import FlowOfSolution
-from pipeline.distillation.ft import FactorTransfer
 from pipeline.distillation.method import DistillationMethod, Pair, Tapped
-from pipeline.distillation.nst import NeuronSelectivity
-from pipeline.distillation.pkt import ProbabilisticTransfer
-from pipeline.distillation.sp import SimilarityPreserving
+from pipeline.distillation.methods.at import AttentionTransfer
+from pipeline.distillation.methods.fitnet import FitNet
+from pipeline.distillation.methods.fsp import FlowOfSolution
+from pipeline.distillation.methods.ft import FactorTransfer
+from pipeline.distillation.methods.nst import NeuronSelectivity
+from pipeline.distillation.methods.pkt import ProbabilisticTransfer
+from pipeline.distillation.methods.sp import SimilarityPreserving
+from pipeline.distillation.methods.vid import VariationalInformation
 from pipeline.distillation.taps import FeatureTaps
-from pipeline.distillation.vid import VariationalInformation
 from pipeline.errors import InputError
 from pipeline.networks import build_network
 

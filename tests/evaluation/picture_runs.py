@@ -14,6 +14,7 @@ import torch
 from run_folders import make_scan_run, make_slide_run, taught_by
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.comparison import Arm, Run, read_runs
 from pipeline.data import (
     GREY_SLIDE,
     SLIDE_INTENSITY,
@@ -23,7 +24,6 @@ from pipeline.data import (
     write_dataset_json,
     write_png,
 )
-from pipeline.evaluation.comparison import Arm, Run, read_runs
 from pipeline.networks import build_network, save_model
 
 LABELS = {0: "background", 1: "liver", 2: "spleen"}

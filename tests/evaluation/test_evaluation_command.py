@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.data.dataset import Case, Dataset, write_dataset_json
-from pipeline.data.intensity import default_intensity
+from pipeline.data.dataset.dataset import Case, Dataset, write_dataset_json
+from pipeline.data.dataset.intensity import default_intensity
 from pipeline.errors import InputError
 from pipeline.evaluation.__main__ import main
 

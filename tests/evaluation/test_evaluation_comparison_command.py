@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from run_folders import make_scan_run, taught_by
 
-from pipeline.data.dataset import Case, Dataset, write_dataset_json
-from pipeline.data.intensity import default_intensity
+from pipeline.comparison.compare import main
+from pipeline.comparison.cost import Cost
+from pipeline.data.dataset.dataset import Case, Dataset, write_dataset_json
+from pipeline.data.dataset.intensity import default_intensity
 from pipeline.errors import InputError
-from pipeline.evaluation.compare import main
-from pipeline.evaluation.comparison.cost import Cost
 
 DICE = {"case_1": {"liver": 0.9, "spleen": 0.5}, "case_2": {"liver": 0.8, "spleen": 0.0}}
 BETTER = {"case_1": {"liver": 0.95, "spleen": 0.6}, "case_2": {"liver": 0.9, "spleen": 0.2}}
@@ -99,7 +99,7 @@ def test_a_second_comparison_needs_leave_and_takes_the_old_pictures_away(folders
 def measured(monkeypatch) -> None:
     """Costs that take no time."""
     monkeypatch.setattr(
-        "pipeline.evaluation.comparison.rows.costs_of", lambda arms: [Cost(1_000_000, 2_000_000_000, 3.0) for _ in arms]
+        "pipeline.comparison.rows.costs_of", lambda arms: [Cost(1_000_000, 2_000_000_000, 3.0) for _ in arms]
     )
 
 
@@ -123,7 +123,7 @@ def test_a_failure_while_drawing_leaves_no_file(folders, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise InputError("a mask cannot be read")
 
-    monkeypatch.setattr("pipeline.evaluation.compare.draw_all", fail)
+    monkeypatch.setattr("pipeline.comparison.compare.draw_all", fail)
     refused("a mask cannot be read", folders, tmp_path / "comparison")
     assert list((tmp_path / "comparison").iterdir()) == []
 
@@ -158,7 +158,7 @@ def test_another_dataset_is_refused(folders, tmp_path, name, cases, message):
 
 
 def test_exit_code_is_2_and_the_error_one_line(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline.evaluation.compare", "nowhere", "--output", "out"]
+    command = [sys.executable, "-W", "ignore", "-m", "pipeline.comparison.compare", "nowhere", "--output", "out"]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(root)})
     assert done.returncode == 2

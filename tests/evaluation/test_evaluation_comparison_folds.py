@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from run_folders import add_last, make_scan_run, taught_by
 
+from pipeline.comparison import Comparison, Run, arrange, read_runs
+from pipeline.comparison.cost import Cost
+from pipeline.comparison.csv_file import comparison_csv
+from pipeline.comparison.rows import ComparisonRow, comparison_rows
+from pipeline.comparison.table import comparison_markdown, comparison_tables
+from pipeline.comparison.verdict import verdict
 from pipeline.errors import InputError
-from pipeline.evaluation.comparison import Comparison, Run, arrange, read_runs
-from pipeline.evaluation.comparison.cost import Cost
-from pipeline.evaluation.comparison.csv_file import comparison_csv
-from pipeline.evaluation.comparison.rows import ComparisonRow, comparison_rows
-from pipeline.evaluation.comparison.table import comparison_markdown, comparison_tables
-from pipeline.evaluation.comparison.verdict import verdict
 
 FOLDS = {"a": ("case_1", "case_4", "case_5", "case_8"), "b": ("case_2", "case_3", "case_6", "case_7")}
 # Dice of a case begins at its number / 20; arms are so much above it, and what they had in validation.
@@ -74,7 +74,7 @@ def comparison(runs) -> Comparison:
 @pytest.fixture
 def rows(comparison, monkeypatch) -> dict[str, ComparisonRow]:
     monkeypatch.setattr(
-        "pipeline.evaluation.comparison.rows.costs_of", lambda arms: [Cost(1_000_000, 2_000_000_000, 3.0) for _ in arms]
+        "pipeline.comparison.rows.costs_of", lambda arms: [Cost(1_000_000, 2_000_000_000, 3.0) for _ in arms]
     )
     return {row.arm.label: row for row in comparison_rows(comparison)}
 
@@ -151,9 +151,7 @@ class TestControls:
         assert "The runs do not tell which control of ENet is better; ENet alone is taken." in blind.notes
 
     def test_one_control_is_compared_as_ever(self, runs, monkeypatch):
-        monkeypatch.setattr(
-            "pipeline.evaluation.comparison.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms]
-        )
+        monkeypatch.setattr("pipeline.comparison.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms])
         plain = arrange([run for run in runs if "balanced" not in run.path.name and "long" not in run.path.name])
         tables = comparison_tables(plain, comparison_rows(plain))
         assert tables[1].caption == "Each method against the same student alone"
@@ -188,9 +186,7 @@ class TestTables:
 
     def test_no_gap_is_said(self, runs, monkeypatch):
         """The teacher's scores are those of the better control."""
-        monkeypatch.setattr(
-            "pipeline.evaluation.comparison.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms]
-        )
+        monkeypatch.setattr("pipeline.comparison.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms])
         scores = {run.path.name[0]: run.scores for run in runs if "balanced" in run.path.name}
         level = [replace(run, scores=scores[run.path.name[0]]) if "teacher" in run.path.name else run for run in runs]
         comparison = arrange(level)
@@ -217,8 +213,6 @@ class TestVerdict:
         assert standing in verdict(comparison, [replace(kd, metrics=metrics)])
 
     def test_nothing_without_a_control(self, runs, monkeypatch):
-        monkeypatch.setattr(
-            "pipeline.evaluation.comparison.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms]
-        )
+        monkeypatch.setattr("pipeline.comparison.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms])
         comparison = arrange([run for run in runs if run.path.name.endswith(("teacher", "kd"))])
         assert verdict(comparison, comparison_rows(comparison)) == ""

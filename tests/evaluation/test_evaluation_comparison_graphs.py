@@ -11,14 +11,8 @@ import pytest
 import torch
 from picture_runs import slide_run
 
-from pipeline.data import (
-    read_volume,
-)
-from pipeline.data.slides import open_slide
-from pipeline.distillation import GraphFlowLoss, salience_graph
-from pipeline.errors import InputError
-from pipeline.evaluation.comparison import read_runs
-from pipeline.evaluation.comparison.graph_pictures import (
+from pipeline.comparison import read_runs
+from pipeline.comparison.pictures.graphs import (
     channel_order,
     find_paraphrasers,
     graph_figure,
@@ -27,6 +21,12 @@ from pipeline.evaluation.comparison.graph_pictures import (
     taps_of,
     window_counts,
 )
+from pipeline.data import (
+    read_volume,
+)
+from pipeline.data.slides.open import open_slide
+from pipeline.distillation import GraphFlowLoss, salience_graph
+from pipeline.errors import InputError
 from pipeline.inference import segment
 from pipeline.networks import Paraphraser, load_model
 from pipeline.training import save_paraphrasers

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from run_folders import make_scan_run, taught_by
 
+from pipeline.comparison import Comparison, arrange, read_runs
+from pipeline.comparison.page import NO_IMAGES, page_html, write_page
+from pipeline.comparison.pictures.style import Picture
+from pipeline.comparison.rows import ComparisonRow, comparison_rows
 from pipeline.errors import InputError
-from pipeline.evaluation.comparison import Comparison, arrange, read_runs
-from pipeline.evaluation.comparison.page import NO_IMAGES, page_html, write_page
-from pipeline.evaluation.comparison.rows import ComparisonRow, comparison_rows
-from pipeline.evaluation.comparison.style import Picture
 
 EVIL = "<script>alert('1')</script> & \"co\""
 EVIL_ORGAN = "liver <img src=x>"

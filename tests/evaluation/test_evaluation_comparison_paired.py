@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from pipeline.comparison import Arm, Run
+from pipeline.comparison.gap import Gap, gap_closed
+from pipeline.comparison.paired import METRICS, Metric, PairedDraws, image_counts
 from pipeline.errors import InputError
 from pipeline.evaluation import bootstrap_ci, mean_iou, overall_accuracy, score_image, summarise_classes
-from pipeline.evaluation.comparison import Arm, Run
-from pipeline.evaluation.comparison.gap import Gap, gap_closed
-from pipeline.evaluation.comparison.paired import METRICS, Metric, PairedDraws, image_counts
-from pipeline.evaluation.pixel_scores import bootstrap_matrices, interval
+from pipeline.evaluation.slides.pixel_scores import bootstrap_matrices, interval
 from pipeline.evaluation.statistics import holm, wilcoxon_p
 
 DICE, HD95 = METRICS["scans"]

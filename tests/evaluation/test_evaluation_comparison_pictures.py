@@ -8,14 +8,14 @@ import pytest
 from picture_runs import a_run, an_arm
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.evaluation.comparison import Comparison, arrange, read_runs
-from pipeline.evaluation.comparison.box_plots import box_figure
-from pipeline.evaluation.comparison.cost import Cost
-from pipeline.evaluation.comparison.cost_plot import apart, cost_figure
-from pipeline.evaluation.comparison.curves import Curve, averaged, curve_figure, over_seeds, read_curves
-from pipeline.evaluation.comparison.pictures import draw_all
-from pipeline.evaluation.comparison.rows import ComparisonRow, MetricScore, comparison_rows
-from pipeline.evaluation.comparison.style import arm_styles, families, picture_style, save_picture
+from pipeline.comparison import Comparison, arrange, read_runs
+from pipeline.comparison.cost import Cost
+from pipeline.comparison.pictures.all import draw_all
+from pipeline.comparison.pictures.box_plots import box_figure
+from pipeline.comparison.pictures.cost_plot import apart, cost_figure
+from pipeline.comparison.pictures.curves import Curve, averaged, curve_figure, over_seeds, read_curves
+from pipeline.comparison.pictures.style import arm_styles, families, picture_style, save_picture
+from pipeline.comparison.rows import ComparisonRow, MetricScore, comparison_rows
 
 
 class TestCurves:
@@ -167,7 +167,7 @@ class TestCostPlot:
 
 
 def test_all_pictures_and_those_that_need_no_images(scans, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.evaluation.comparison.style.PNG_DPI", 40)  # soon drawn
+    monkeypatch.setattr("pipeline.comparison.pictures.style.PNG_DPI", 40)  # soon drawn
     comparison = arrange(read_runs(runs.values()))
     rows = comparison_rows(comparison)
     pictures = draw_all(comparison, rows, scans, tmp_path / "figures")
@@ -183,6 +183,6 @@ def test_all_pictures_and_those_that_need_no_images(scans, runs, tmp_path, monke
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert written == sorted(path.name for picture in pictures for path in (picture.png, picture.svg))
     assert all(picture.png.read_bytes().startswith(b"\x89PNG") for picture in pictures)
-    monkeypatch.setattr("pipeline.evaluation.comparison.pictures.save_picture", lambda figure, path: (path, path))
+    monkeypatch.setattr("pipeline.comparison.pictures.all.save_picture", lambda figure, path: (path, path))
     bare = draw_all(comparison, rows, None, tmp_path / "bare")
     assert [picture.title for picture in bare] == [picture.title for picture in pictures[1:4]]

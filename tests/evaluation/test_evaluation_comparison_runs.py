@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from run_folders import make_scan_run, make_slide_run, taught_by
 
+from pipeline.comparison import Run, arrange, read_runs
+from pipeline.comparison.runs import method_label, network_label
 from pipeline.errors import InputError
-from pipeline.evaluation.comparison import Run, arrange, read_runs
-from pipeline.evaluation.comparison.runs import method_label, network_label
 from pipeline.evaluation.provenance import sha256_of
 from pipeline.networks import build_network, save_model
 

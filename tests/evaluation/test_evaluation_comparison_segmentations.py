@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from picture_runs import CASES, a_run, an_arm, slide_run
 
-from pipeline.data import (
-    write_png,
-)
-from pipeline.data.slides import open_slide
-from pipeline.errors import InputError
-from pipeline.evaluation.comparison import Comparison, arrange, read_runs
-from pipeline.evaluation.comparison.box_plots import box_figure, case_scores
-from pipeline.evaluation.comparison.paper_figure import (
+from pipeline.comparison import Comparison, arrange, read_runs
+from pipeline.comparison.pictures.box_plots import box_figure, case_scores
+from pipeline.comparison.pictures.paper_figure import (
     MOST_BOXES,
     chosen_cases,
     error_boxes,
     paper_figure,
     views_of,
 )
-from pipeline.evaluation.comparison.style import picture_style
+from pipeline.comparison.pictures.style import picture_style
+from pipeline.data import (
+    write_png,
+)
+from pipeline.data.slides.open import open_slide
+from pipeline.errors import InputError
 from pipeline.inference import tile_inferer_of
 from pipeline.networks import load_model
 
@@ -147,6 +147,6 @@ class TestPaperFigure:
         with pytest.raises(InputError, match=r"no mask at .*case_1.nii.gz; evaluate the run .*alone anew"):
             paper_figure(scans, arms, CASES)
         dataset, run = slide_run(tmp_path / "slides")
-        monkeypatch.setattr("pipeline.evaluation.comparison.paper_figure.MOST_SLIDE_PX", 100)
+        monkeypatch.setattr("pipeline.comparison.pictures.paper_figure.MOST_SLIDE_PX", 100)
         with pytest.raises(InputError, match="40 x 40 pixels, more than the 100 that are segmented for a picture"):
             views_of(dataset, dataset.test, [run])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from run_folders import make_scan_run, make_slide_run, taught_by
 
-from pipeline.evaluation.comparison import Comparison, Run, arrange, read_runs
-from pipeline.evaluation.comparison.cost import Cost, image_shape, latency_ms
-from pipeline.evaluation.comparison.csv_file import comparison_csv
-from pipeline.evaluation.comparison.rows import ComparisonRow, comparison_rows
-from pipeline.evaluation.comparison.table import (
+from pipeline.comparison import Comparison, Run, arrange, read_runs
+from pipeline.comparison.cost import Cost, image_shape, latency_ms
+from pipeline.comparison.csv_file import comparison_csv
+from pipeline.comparison.rows import ComparisonRow, comparison_rows
+from pipeline.comparison.table import (
     comparison_markdown,
     comparison_tables,
     html_tables,
@@ -62,7 +62,7 @@ def rows(comparison) -> list[ComparisonRow]:
 def measured(monkeypatch) -> None:
     """Costs that take no time."""
     monkeypatch.setattr(
-        "pipeline.evaluation.comparison.rows.costs_of", lambda arms: [Cost(1_000_000, 2_000_000_000, 3.0) for _ in arms]
+        "pipeline.comparison.rows.costs_of", lambda arms: [Cost(1_000_000, 2_000_000_000, 3.0) for _ in arms]
     )
 
 

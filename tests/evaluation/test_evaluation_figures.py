@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline.comparison.pictures.case_views import as_seen, telling_slice
+from pipeline.comparison.pictures.figures import comparison_figure, main
 from pipeline.data import Case, Dataset, IntensityRule, load_dataset, write_dataset_json
 from pipeline.errors import InputError
-from pipeline.evaluation.case_views import as_seen, telling_slice
-from pipeline.evaluation.figures import comparison_figure, main
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pipeline.evaluation import (
     summarise_classes,
     write_report,
 )
-from pipeline.evaluation.slides import pooled_summary, unscored_px
+from pipeline.evaluation.slides.protocols import pooled_summary, unscored_px
 
 PER_IMAGE = (
     "image,class,label,status,accuracy,dice,iou,hd95_px,hd95_pooled_px,pixels_label,pixels_prediction,"

@@ -12,13 +12,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from pipeline.comparison.pictures import case_views, figures
+from pipeline.comparison.pictures.figures import comparison_figure
 from pipeline.data import COLOUR_SLIDE, SLIDE_INTENSITY, Case, Dataset, load_dataset, write_dataset_json, write_png
 from pipeline.errors import InputError
-from pipeline.evaluation import case_views, figures
 from pipeline.evaluation.__main__ import main
-from pipeline.evaluation.figures import comparison_figure
 from pipeline.evaluation.mask_files import read_mask
-from pipeline.inference.label_pyramid import write_label_pyramid
+from pipeline.inference.slides.label_pyramid import write_label_pyramid
 
 HEIGHT, WIDTH = 20, 30
 LABELS = {0: "background", 1: "cancer"}

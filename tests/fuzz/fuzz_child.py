@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.volumes import read_volume
+from pipeline.data.scans.volumes import read_volume
 from pipeline.errors import InputError
 
 MORE_MEMORY_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.data import MR_PERCENTILES, SLIDE_INTENSITY
 from pipeline.errors import InputError
-from pipeline.evaluation.slides import unscored_px
+from pipeline.evaluation.slides.protocols import unscored_px
 from pipeline.inference import CentreCropInferer
 
 

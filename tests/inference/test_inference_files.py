@@ -19,7 +19,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 
-from pipeline.data.volumes import read_volume
+from pipeline.data.scans.volumes import read_volume
 from pipeline.errors import InputError
 from pipeline.inference import (
     FAILURES_FILE,

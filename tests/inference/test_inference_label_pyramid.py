@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.data.palette import colour_of
-from pipeline.inference import label_pyramid as pyramid
+from pipeline.data.slides.palette import colour_of
 from pipeline.inference import write_label_pyramid
-from pipeline.inference.slide_overview import Overview
+from pipeline.inference.slides import label_pyramid as pyramid
+from pipeline.inference.slides.overview import Overview
 
 
 def bands_of(labels: np.ndarray, rows: int) -> Iterator[np.ndarray]:

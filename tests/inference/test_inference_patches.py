@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from pipeline.data.intensity import IntensityRule
+from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.errors import InputError
 from pipeline.inference import PatchInferer
 
@@ -77,7 +77,7 @@ def test_slabs_bound_what_is_held_at_once(monkeypatch):
             shapes.append(tuple(inputs.shape[2:]))
             return super().__call__(inputs, network, *args, **kwargs)
 
-    monkeypatch.setattr("pipeline.inference.patches.SlidingWindowInferer", Watched)
+    monkeypatch.setattr("pipeline.inference.scans.patches.SlidingWindowInferer", Watched)
     PatchInferer([4, 4, 4], WINDOW, slices_per_slab=8)(volume(4, 4, 101), Threshold())
     assert max(shape[2] for shape in shapes) <= 8 + 4
 

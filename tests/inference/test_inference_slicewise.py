@@ -15,9 +15,9 @@ from monai.inferers import SliceInferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 from torch import Tensor, nn
 
-from pipeline.data.intensity import IntensityRule
-from pipeline.data.slices import resize_images
-from pipeline.data.volumes import VolumeReader, read_label, read_volume, write_label_map
+from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.samples.slices import resize_images
+from pipeline.data.scans.volumes import VolumeReader, read_label, read_volume, write_label_map
 from pipeline.errors import InputError
 from pipeline.inference import SliceWiseInferer, ras_tensor, segment
 

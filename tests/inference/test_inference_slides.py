@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.images import write_png
-from pipeline.data.slides import UNREADABLE, ArraySlide, Slide, Unreadable
+from pipeline.data.slides.base import UNREADABLE, ArraySlide, Slide, Unreadable
+from pipeline.data.slides.pictures import write_png
 from pipeline.errors import InputError
 from pipeline.inference import (
     FAILURES_FILE,
@@ -291,7 +291,7 @@ def test_full_disk_is_told_and_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.inference.label_pyramid.zlib.compress", full)
+    monkeypatch.setattr("pipeline.inference.slides.label_pyramid.zlib.compress", full)
     with pytest.raises(InputError, match=r"cannot write .*a\.tif: No space left on device"):
         segment_slides(save(tmp_path / "a.tif", np.full((600, 600, 3), 90, np.uint8)), tmp_path / "out", model)
     assert os.listdir(tmp_path / "out") == []
@@ -386,7 +386,7 @@ def test_slides_are_closed_when_they_are_written(tmp_path: Path, model: SimpleNa
         opened.append(Closing(tissue() if path.stem != "b" else tissue(20, 20), path))
         return opened[-1]
 
-    monkeypatch.setattr("pipeline.inference.slide_dataset.open_slide", open_one)
+    monkeypatch.setattr("pipeline.inference.slides.slide_dataset.open_slide", open_one)
     for name in "abc":
         save(tmp_path / "in" / f"{name}.tif")
     assert segment_slides(tmp_path / "in", tmp_path / "out", model) == 1

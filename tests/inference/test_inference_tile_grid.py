@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.inference import TileInferer, tile_inferer_of
-from pipeline.inference.tile_grid import TileGrid, blending_window, mirrored
-from pipeline.inference.tile_sources import surely_glass
+from pipeline.inference.slides.tile_grid import TileGrid, blending_window, mirrored
+from pipeline.inference.slides.tile_sources import surely_glass
 
 WINDOW = {"rule": "window", "low": 0.0, "high": 255.0}
 

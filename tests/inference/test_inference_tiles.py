@@ -14,12 +14,12 @@ from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.images import to_grey
-from pipeline.data.intensity import IntensityRule
-from pipeline.data.slides import UNREADABLE, ArraySlide, Unreadable
+from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.slides.base import UNREADABLE, ArraySlide, Unreadable
+from pipeline.data.slides.pictures import to_grey
 from pipeline.errors import InputError
 from pipeline.inference import LabelBands, TileInferer
-from pipeline.inference.tile_grid import blending_window
+from pipeline.inference.slides.tile_grid import blending_window
 
 WINDOW = {"rule": "window", "low": 0.0, "high": 255.0}
 

@@ -309,7 +309,7 @@ def test_network_that_does_more_than_logits_is_refused(monkeypatch):
         "os.system",
         "builtins.eval",
         "torch.nn.Linear",
-        "pipeline.networks.foreign.build_foreign",
+        "pipeline.networks.monai_networks.build_foreign",
         "monai.bundle.run",
         "monai.networks.nets",
         MONAI + "DenseNet121",

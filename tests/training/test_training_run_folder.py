@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.folder_lock import LOCK_FILE, lock_folder, unlock_folder
+from pipeline.files.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from pipeline.training import check_run_folder
 
 HOLD = """
 import sys
-from pipeline.folder_lock import lock_folder
+from pipeline.files.folder_lock import lock_folder
 lock_folder(sys.argv[1])
 print("locked", flush=True)
 sys.stdin.read()

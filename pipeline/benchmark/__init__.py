@@ -1,8 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The whole comparison as one command: networks, methods and seeds as a grid of runs that goes on where it stopped."""
-
-from pipeline.benchmark.cells import Cell, Step, build_cells
-from pipeline.benchmark.grid import Grid, run_grid
-from pipeline.benchmark.workers import Outcome, run_cells
-
-__all__ = ["Cell", "Grid", "Outcome", "Step", "build_cells", "run_cells", "run_grid"]

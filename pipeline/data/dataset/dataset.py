@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dataset folder: images, labels and one `dataset.json` that declares all that later steps need."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.data.dataset.case_files import check_cases
+from pipeline.data.dataset.declaration import (
+    CHANNELS,
+    COLOUR_SLIDE,
+    DATASET_FILE,
+    GREY_SLIDE,
+    SPLITS,
+    Case,
+    Declaration,
+    listed,
+    parse_labels,
+    read_declaration,
+)
+from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.dataset.patients import split_by_patients
+from pipeline.errors import InputError
+from pipeline.files.atomic import write_json
+
+__all__ = [
+    "COLOUR_SLIDE",
+    "DATASET_FILE",
+    "GREY_SLIDE",
+    "SCANS",
+    "SLIDES",
+    "SPLITS",
+    "Case",
+    "Dataset",
+    "load_dataset",
+    "parse_labels",
+    "write_dataset_json",
+]
+
+SCANS, SLIDES = "scans", "slides"
+_BUNDLES = {SCANS: "bundles/synapse", SLIDES: "bundles/gastric"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `dataset.json` declares.
+
+    `labels` maps every value of the label maps to its name and begins with 0, the background. `spacing_known` is False
+    where the source kept no voxel size: distances are then in voxels, not millimetres. `tile_px`, of slides alone, is
+    how many pixels of a slide the side of one training tile spans, whatever size the tile is stored in.
+    """
+
+    name: str
+    folder: Path
+    modality: str
+    labels: dict[int, str]
+    intensity: IntensityRule
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+    spacing_known: bool = True
+    tile_px: int | None = None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of an image's channels: three for slides in colour, else the modality alone."""
+        return CHANNELS.get(self.modality, (self.modality,))
+
+    @property
+    def kind(self) -> str:
+        """What the images are, "scans" or "slides"."""
+        return SCANS if self.tile_px is None else SLIDES
+
+    @property
+    def in_channels(self) -> int:
+        """Number of channels that a network sees."""
+        return len(self.channels)
+
+    @property
+    def organs(self) -> dict[int, str]:
+        """Label value to organ name, without the background."""
+        return {value: name for value, name in self.labels.items() if value != 0}
+
+    @property
+    def out_channels(self) -> int:
+        """Number of classes that a network tells apart, background included."""
+        return len(self.labels)
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        """What a model must have been trained with to fit this dataset; `pipeline.networks.load_model` compares it."""
+        return {
+            "labels": self.labels,
+            "intensity": self.intensity.to_dict(),
+            "in_channels": self.in_channels,
+            "tile_px": self.tile_px,
+        }
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """Return the cases of the split "training", "validation" or "test" (maybe none); `InputError` for another."""
+        if name not in SPLITS:
+            raise InputError(f"split {name!r} is unknown; {_nearest(name, SPLITS)}")
+        return getattr(self, name)
+
+    def datalist(self, split: str) -> list[dict[str, str]]:
+        """Return the split as MONAI wants it: `{"case", "image", "label"}` with paths as text.
+
+        Raises `InputError` for a split without cases and for cases without a label: both would only show later, as an
+        empty loop or a missing key.
+        """
+        cases = self.split(split)
+        where = self.folder / DATASET_FILE
+        if not cases:
+            raise InputError(f"no case in split '{split}' of {where}: add cases to it or choose another split")
+        unlabelled = [case.case for case in cases if case.label is None]
+        if unlabelled:
+            raise InputError(f"no label for {listed(unlabelled)} in split '{split}' of {where}: add the label files")
+        return [{"case": case.case, "image": str(case.image), "label": str(case.label)} for case in cases]
+
+    def label_of(self, organ: str) -> int:
+        """Return the label value of `organ`; `InputError` with the nearest name for an organ that is not here."""
+        for value, name in self.labels.items():
+            if name == organ:
+                return value
+        raise InputError(f"organ {organ!r} is not in dataset '{self.name}'; {_nearest(organ, self.organs.values())}")
+
+
+def load_dataset(
+    folder: str | os.PathLike[str], kind: str | None = None, patients: Mapping[str, Iterable[str]] | None = None
+) -> Dataset:
+    """Read and check a dataset folder, or its `dataset.json`; `kind` is what it must hold, "scans" or "slides".
+
+    `patients` lists the patients of splits in place of those that `dataset.json` declares: see `split_by_patients`.
+
+    Everything that would make training or scores silently wrong raises `InputError`, one line that names file and key:
+    missing keys or files (all of them), two cases of one id, one patient or one image in two places, labels that do
+    not count up from 0, paths that leave the folder.
+    """
+    declared = read_declaration(folder)
+    try:
+        dataset = _dataset(declared)
+        if kind not in (None, dataset.kind):
+            raise InputError(f"holds {dataset.kind}, not {kind}; {_BUNDLES[dataset.kind]} is the bundle for them")
+        check_cases(dataset.folder, declared.cases)
+        if patients is not None:
+            dataset = replace(dataset, **split_by_patients(declared.splits, patients))
+    except InputError as error:
+        raise InputError(f"{declared.path}: {error}") from error
+    return dataset
+
+
+def _dataset(declared: Declaration) -> Dataset:
+    """Return the dataset of a declaration without a problem; raises the first problem of another."""
+    if declared.problems:
+        raise declared.problems[0]
+    return Dataset(
+        name=declared.name,
+        folder=declared.path.parent,
+        modality=declared.modality,
+        labels=declared.labels,
+        intensity=declared.intensity,
+        spacing_known=declared.spacing_known,
+        tile_px=declared.tile_px,
+        **declared.splits,
+    )
+
+
+def write_dataset_json(folder: str | os.PathLike[str], dataset: Dataset) -> Path:
+    """Write `dataset.json` into `folder`, with the paths of all cases relative to it; returns its path.
+
+    Raises `InputError` for a case whose files do not lie under `folder`.
+    """
+    root = Path(folder)
+    splits = {name: [_entry(case, root) for case in dataset.split(name)] for name in SPLITS}
+    content = {
+        "name": dataset.name,
+        "modality": {str(index): name for index, name in enumerate(dataset.channels)},
+        "labels": {str(value): name for value, name in sorted(dataset.labels.items())},
+        "intensity": dataset.intensity.to_dict(),
+        "spacing_known": dataset.spacing_known,
+        **({} if dataset.tile_px is None else {"tile_px": dataset.tile_px}),
+        "numTraining": len(dataset.training),
+        "numTest": len(dataset.test),
+        **splits,
+    }
+    write_json(root / DATASET_FILE, content)
+    return root / DATASET_FILE
+
+
+def _entry(case: Case, folder: Path) -> dict[str, str]:
+    entry = {"case": case.case, "patient": case.patient, "image": _relative(case.image, folder)}
+    return entry if case.label is None else {**entry, "label": _relative(case.label, folder)}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return str(PurePosixPath(Path(os.path.abspath(path)).relative_to(os.path.abspath(folder))))
+    except ValueError:
+        raise InputError(f"{path} lies outside the dataset folder {folder}; copy or link it there") from None
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"it has {listed(choices)}"

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices kept on disk between runs: two raw files and an index, named by everything that shaped them."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+import threading
+import types
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.files.atomic import write_json
+
+# Raised when the meaning of the stored slices changes, so that older folders are not read.
+CACHE_VERSION = 1
+_IMAGES, _LABELS, _INDEX = "images.float32", "labels.uint8", "index.json"
+
+
+def cache_key(datalist: Sequence[Mapping[str, str]], preprocessing: Any, size: int) -> str:
+    """Return a hash of the case files (path, size, time of change), the preprocessing and the slice size.
+
+    Raises `InputError` for a preprocessing with parts that nothing can describe: a stale cache gives wrong images in
+    silence, so it is better not to have one.
+    """
+    files = [
+        (entry["case"], [_file_facts(entry[key]) for key in ("image", "label") if key in entry]) for entry in datalist
+    ]
+    content = [CACHE_VERSION, monai.__version__, torch.__version__, files, describe(preprocessing), size]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def describe(part: Any, inside: tuple[int, ...] = ()) -> Any:
+    """Return primitives that change whenever `part` (a transform, a value, a reader) would act differently."""
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if id(part) in inside:
+        return "itself"
+    inside = (*inside, id(part))
+    if isinstance(part, enum.Enum):
+        return str(part)
+    if isinstance(part, Mapping):
+        return {str(key): describe(value, inside) for key, value in part.items()}
+    if isinstance(part, list | tuple | set | frozenset):
+        items = sorted(part, key=str) if isinstance(part, set | frozenset) else part
+        return [describe(item, inside) for item in items]
+    if isinstance(part, np.ndarray | Tensor):
+        values = np.ascontiguousarray(part)
+        return [str(values.dtype), list(values.shape), hashlib.sha256(values.tobytes()).hexdigest()]
+    if isinstance(part, functools.partial):
+        return ["partial", *(describe(item, inside) for item in (part.func, part.args, part.keywords))]
+    if isinstance(part, types.MethodType):
+        return ["method", part.__name__, describe(part.__self__, inside)]
+    if isinstance(part, types.FunctionType):
+        cells = [describe(cell.cell_contents, inside) for cell in part.__closure__ or ()]
+        return [*_describe_code(part), describe(part.__defaults__, inside), cells]
+    if isinstance(part, type | types.BuiltinFunctionType):
+        return _describe_code(part)
+    if isinstance(part, np.random.RandomState | torch.Generator):
+        return "random state"  # nothing deterministic depends on it
+    return _describe_object(part, inside)
+
+
+def _describe_object(part: Any, inside: tuple[int, ...]) -> Any:
+    if hasattr(part, "__dict__"):
+        # MONAI's transforms gain a thread-local flag when they first run; it says nothing about what they do.
+        state = {key: value for key, value in vars(part).items() if not isinstance(value, threading.local)}
+        return [_describe_code(type(part)), describe(state, inside)]
+    text = repr(part)
+    if re.search(r"\bat 0x[0-9a-f]+", text):
+        raise InputError(f"the slice cache cannot describe {text} of the preprocessing; run without cache_dir")
+    return text
+
+
+def _describe_code(code: Any) -> list[str]:
+    """Return the name of a class or function and a hash of its source, unless a version number stands for it."""
+    name = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', repr(code))}"
+    if name.startswith(("monai.", "torch.", "numpy.", "builtins.")):
+        return [name]
+    facts = [name]
+    if isinstance(code, types.FunctionType):
+        # Two lambdas of one source line differ only here.
+        facts += [code.__code__.co_code.hex(), str(code.__code__.co_names)]
+        facts += [str(value) for value in code.__code__.co_consts if not isinstance(value, types.CodeType)]
+    with contextlib.suppress(OSError, TypeError):
+        facts.append(hashlib.sha256(inspect.getsource(code).encode()).hexdigest())
+    return facts
+
+
+def _file_facts(path: str) -> list[Any]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; restore the file") from error
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def open_slices(folder: Path) -> tuple[Tensor, Tensor, list[tuple[str, int]]]:
+    """Return images (N, C, S, S) float32, labels (N, 1, S, S) uint8, and (case, position) of each slice.
+
+    The tensors are mapped from disk and private: what a program writes to them never reaches the files.
+    """
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    slices, channels, *sides = index["shape"]
+    # Mode "c" (copy on write) rather than "r": torch warns about arrays that cannot be written.
+    images = np.memmap(folder / _IMAGES, dtype=np.float32, mode="c", shape=(slices, channels, *sides))
+    labels = np.memmap(folder / _LABELS, dtype=np.uint8, mode="c", shape=(slices, 1, *sides))
+    return torch.from_numpy(images), torch.from_numpy(labels), [(case, int(z)) for case, z in index["slices"]]
+
+
+class SliceWriter:
+    """Appends the slices of one volume after another to the two raw files of `folder`."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self._size = size
+        self._slices: list[tuple[str, int]] = []
+        self._channels: int | None = None
+
+    def append(self, case: str, images: Tensor, labels: Tensor) -> None:
+        """Add the slices (D, C, S, S) of one volume; `InputError` when the disk is full or the channels differ."""
+        channels = images.shape[1]
+        if self._channels not in (None, channels):
+            raise InputError(f"case {case} has {channels} channels, the cases before it {self._channels}")
+        self._channels = channels
+        needed, free = 4 * images.numel() + labels.numel(), shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise InputError(f"{self._folder.parent} has {free / 1e9:.1f} GB left, too little; free space or move it")
+        for name, values in ((_IMAGES, images.numpy()), (_LABELS, labels.numpy())):
+            with open(self._folder / name, "ab") as file:
+                file.write(np.ascontiguousarray(values))
+        self._slices.extend((case, position) for position in range(len(images)))
+
+    def finish(self) -> None:
+        """Write the index, after which the folder is complete."""
+        shape = [len(self._slices), self._channels, self._size, self._size]
+        write_json(self._folder / _INDEX, {"shape": shape, "slices": self._slices})
+
+
+@contextlib.contextmanager
+def building(folder: Path, size: int) -> Iterator[SliceWriter]:
+    """Yield a writer into a temporary folder that becomes `folder` when all went well, and vanishes otherwise."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder.parent}: {error.strerror}; choose another cache_dir") from error
+    try:
+        writer = SliceWriter(temporary, size)
+        yield writer
+        writer.finish()
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            # Another process (a second rank, say) finished the same slices first: theirs are as good.
+            if not (folder / _INDEX).is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

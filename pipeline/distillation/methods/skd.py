@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structured knowledge distillation: class probabilities of pixels, similarities of places, and an adversary.
+
+Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, arXiv 1903.04197:
+
+    pixel-wise  -mean_x [ w(x) sum_k q_k(x; teacher) log q_k(x; student) ],  q the softmax of the logits
+    pair-wise   mean_ij (a_ij(student) - a_ij(teacher))^2,  a_ij = f_i . f_j / (|f_i| |f_j|),  f_i the maxima of cell i
+    holistic    -mean D(student's prediction), with D trained to tell it from the teacher's
+
+The authors weigh the three 10, 1 and 0.1 and sum the pixel-wise one over the batch. Here all are means over the batch,
+and the weights a tenth of theirs, 1, 0.1 and 0.01, so that the pixel-wise term leads as it does there but weighs no
+more than the labels' own cross-entropy. The pair-wise term of 2 x 2 cells starts at about 0.001: it is hardly felt.
+Their pixels count the same, w = 1; ours by their class, as in `kd`. Their code holds |f_i| constant; here it is
+differentiated, as in their formula.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.class_balance import check_balance, known_classes, pixel_weights
+from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.methods.adversarial import AdversarialDistillation
+from pipeline.distillation.methods.adversary import check_adversary
+from pipeline.distillation.methods.kd import BALANCE
+from pipeline.distillation.methods.relations import common_grid, largest_grid, unit_vectors
+from pipeline.distillation.settings import check_number
+from pipeline.errors import InputError
+from pipeline.networks.discriminator import Discriminator
+
+PLACES = 1024
+
+
+def pixel_cross_entropy(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, balance: float = 0.0
+) -> torch.Tensor:
+    """Return the cross-entropy of two logit maps, the weighted mean over pixels and batch; collective.
+
+    It is least, the weighted mean of the entropy of the teacher's probabilities, where the student's are equal.
+
+    Args:
+        student: (B, K, ...).
+        teacher: (B, K, ...); no gradient reaches it.
+        labels: (B, 1, ...), for the class of each pixel; the teacher's likeliest class counts where there is none.
+        balance: see `pixel_weights`; 0 is the plain mean over pixels.
+    """
+    teacher = teacher.detach()
+    entropy = -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1)
+    return (entropy * pixel_weights(known_classes(labels, teacher), teacher.shape[1], balance)).mean()
+
+
+def pairwise_similarity(features: torch.Tensor, cells: tuple[int, ...]) -> torch.Tensor:
+    """Return the cosines (B, N, N) between the channel-wise maxima of the N cells of a map (B, C, ...)."""
+    pool = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(cells)]
+    nodes = unit_vectors(pool(features, cells).flatten(2), dim=1)
+    return nodes.transpose(1, 2) @ nodes
+
+
+class PairwiseLoss(nn.Module):
+    """Mean squared difference of two maps' pair-wise similarities; channels and sizes may differ.
+
+    Args:
+        nodes: cells per axis, fewer where a map is smaller.
+    """
+
+    def __init__(self, nodes: int = 2) -> None:
+        super().__init__()
+        self.nodes = nodes
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Return the loss of two maps (B, C, ...); no gradient reaches `teacher`."""
+        cells = common_grid(self.nodes, student, teacher)
+        of_student, of_teacher = (pairwise_similarity(features, cells) for features in (student, teacher.detach()))
+        return F.mse_loss(of_student, of_teacher)
+
+
+class PixelPairDistillation(DistillationMethod):
+    """The terms `skd_pixel` and `skd_pair`; the pair-wise one is the mean over the taps.
+
+    Args:
+        pair: the two networks.
+        pixel: weight of the pixel-wise term.
+        pairwise: weight of the pair-wise term.
+        scale: side of a cell as a share of the map's: the published 0.5 gives 2 x 2 cells.
+        balance: of the pixel-wise term, see `kd`; the authors have 0.
+    """
+
+    def __init__(
+        self, pair: Pair, *, pixel: float = 1.0, pairwise: float = 0.1, scale: float = 0.5, balance: float = BALANCE
+    ) -> None:
+        super().__init__({"skd_pixel": pixel, "skd_pair": pairwise})
+        nodes = math.ceil(1 / check_number("skd", "scale", scale, most=0.5) - 1e-9)
+        most = largest_grid(PLACES, pair.spatial_dims)  # similarities of N cells take N^2 values
+        if nodes > most:
+            raise InputError(f"skd: scale is {scale}; it must be at least 1/{most}, for at most {most} cells per axis")
+        self.loss, self.balance = PairwiseLoss(nodes), check_balance("skd", balance)
+
+    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the terms `skd_pixel` and `skd_pair`."""
+        pairs = zip(student.features, teacher.features, strict=True)
+        return {
+            "skd_pixel": pixel_cross_entropy(student.logits, teacher.logits, labels, self.balance),
+            "skd_pair": torch.stack([self.loss(*taps) for taps in pairs]).mean(),
+        }
+
+
+class HolisticDistillation(AdversarialDistillation):
+    """Adversarial distillation with the single term `skd_holistic`.
+
+    The paper's discriminator judges a prediction together with its image; like the authors' code, ours sees the logits
+    alone. It logs its own loss as `skd_discriminator`.
+    """
+
+    def __init__(self, discriminator: nn.Module, total_steps: int, weight: float = 0.1, kind: str = "wgan-gp") -> None:
+        super().__init__(discriminator, total_steps, weight, kind)
+        self.weights = {"skd_holistic": weight}
+
+    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the term `skd_holistic`; the discriminator collects no gradient."""
+        return {"skd_holistic": super().forward(student, teacher, labels)["adversarial"]}
+
+    def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
+        """Take one step of the discriminator; return its loss as `skd_discriminator`."""
+        return {"skd_discriminator": super().after_step(student, teacher)["discriminator"]}
+
+
+def build_skd(
+    pair: Pair,
+    *,
+    weight: float = 1.0,
+    pixel: float = 1.0,
+    pairwise: float = 0.1,
+    holistic: float = 0.01,
+    scale: float = 0.5,
+    balance: float = BALANCE,
+    adversarial_kind: str = "wgan-gp",
+) -> dict[str, DistillationMethod]:
+    """Return structured knowledge distillation whole.
+
+    Args:
+        pair: the two networks.
+        weight: factor on all three weights.
+        pixel: weight of the pixel-wise term.
+        pairwise: weight of the pair-wise term.
+        holistic: weight of the adversary; 0 leaves it out.
+        scale: see `PixelPairDistillation`.
+        balance: likewise.
+        adversarial_kind: "wgan-gp" or "hinge".
+
+    Raises:
+        InputError: a setting is wrong, or the images are too small for the discriminator.
+    """
+    methods: dict[str, DistillationMethod] = {
+        "skd": PixelPairDistillation(
+            pair, pixel=weight * pixel, pairwise=weight * pairwise, scale=scale, balance=balance
+        )
+    }
+    if weight * holistic != 0:
+        check_adversary("skd", "holistic", pair)
+        methods["skd_adversary"] = HolisticDistillation(
+            Discriminator(pair.out_channels), pair.total_steps, weight * holistic, adversarial_kind
+        )
+    return methods

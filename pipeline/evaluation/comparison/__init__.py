@@ -1,7 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Runs set against each other: students alone and with each method, beside their teacher."""
-
-from pipeline.evaluation.comparison.arms import Arm, Comparison, arrange
-from pipeline.evaluation.comparison.runs import Run, read_runs
-
-__all__ = ["Arm", "Comparison", "Run", "arrange", "read_runs"]

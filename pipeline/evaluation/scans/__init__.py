@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protocols of scans: millimetres, and the published Synapse convention."""

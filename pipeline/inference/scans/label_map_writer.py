@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outputs of inference on scans: a label map and a description beside it for each."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine
+
+from pipeline.data.scans.volumes import Volume, from_ras, label_counts, write_label_map
+from pipeline.files.atomic import write_json
+from pipeline.inference.case_writer import CaseWriter
+from pipeline.inference.scans.scan_dataset import ScanDataset
+
+logger = logging.getLogger(__name__)
+
+_MM3_PER_ML = 1000.0
+
+
+class LabelMapWriter(CaseWriter):
+    """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
+
+    Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8 in RAS.
+    The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
+    the arguments, of which `scans` is the dataset that the evaluator reads.
+    """
+
+    suffixes = (".nii.gz", ".json")
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        scans: ScanDataset,
+        labels: Mapping[int, str],
+        checkpoint_sha256: str = "",
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
+    ) -> None:
+        super().__init__(output_dir, scans, labels, checkpoint_sha256, settings, overwrite)
+        self.scans = scans
+
+    def _write_batch(self, engine: Engine) -> None:
+        batch, output = engine.state.batch, engine.state.output
+        if isinstance(batch, list):  # a MONAI engine has decollated
+            pairs = [(item["case"], result["pred"]) for item, result in zip(batch, output, strict=True)]
+        else:
+            pairs = list(zip(batch["case"], output["pred"], strict=True))
+        for case, prediction in pairs:
+            self.write(case, prediction)
+
+    def write(self, case: str, prediction: torch.Tensor) -> Path:
+        """Write label map and description of one scan from its labels (1, X, Y, Z) uint8 in RAS; returns the map."""
+        scan = self.scans.place(case)
+        labels = from_ras(prediction[0].detach().cpu().numpy(), scan.affine)
+        path = self._path(case, ".nii.gz")
+        write_label_map(path, labels, scan)
+        description = {**self._description(case, scan, labels), **self._work(case, path)}
+        write_json(self._path(case, ".json"), description)
+        self._add(path, description)
+        logger.info("%s: %.1f s, %s", case, description["seconds"], path)
+        return path
+
+    def _description(self, case: str, scan: Volume, labels: np.ndarray) -> dict[str, Any]:
+        counts = label_counts(labels)
+        voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / _MM3_PER_ML
+        organs = {
+            name: {"label": value, "voxels": int(counts[value]), "volume_ml": round(int(counts[value]) * voxel_ml, 4)}
+            for value, name in sorted(self.labels.items())
+            if value != 0
+        }
+        return {
+            "case": case,
+            "input": str(scan.path),
+            "shape": list(labels.shape),
+            "spacing_mm": list(scan.spacing_mm),
+            "orientation": "".join(nib.aff2axcodes(scan.affine)),
+            "organs": organs,
+            "notes": list(scan.notes),
+            "seconds": round(self.scans.seconds_since_start(case), 3),
+        }
