@@ -69,9 +69,9 @@ report_teacher() { report teacher; }
 report_alone() { report student; }
 report_distilled() { report distilled; }
 comparison() {
-  python -m pipeline.comparison.pictures.figures --dataset $OUT/data --output $OUT/comparison.png --predictions \
+  python -m pipeline.comparison.figures --dataset $OUT/data --output $OUT/comparison.png --predictions \
     teacher=$OUT/teacher/report/predictions "student alone"=$OUT/student/report/predictions "student distilled"=$OUT/distilled/report/predictions
-  python -W ignore -m pipeline.comparison.compare $OUT/teacher $OUT/student $OUT/distilled --dataset $OUT/data --output $OUT/comparison
+  python -W ignore -m pipeline.comparison $OUT/teacher $OUT/student $OUT/distilled --dataset $OUT/data --output $OUT/comparison
 }
 held_out_scan() { bundle synapse inference --checkpoint $OUT/distilled/model.pt --input $OUT/data/images/phantom_11.nii.gz --output_dir $OUT/segmented; }
 tissue_report() { bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/distilled/model.pt --run_dir $SLIDES/distilled/report; }

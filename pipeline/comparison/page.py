@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pipeline.comparison.arms import Comparison
 from pipeline.comparison.page_style import STYLE
 from pipeline.comparison.pictures.style import PNG_DPI, Picture
-from pipeline.comparison.rows import ComparisonRow
-from pipeline.comparison.table import html_tables, legend, notes
-from pipeline.comparison.verdict import verdict
+from pipeline.comparison.tables.rows import ComparisonRow
+from pipeline.comparison.tables.table import html_tables, legend, notes
+from pipeline.comparison.tables.verdict import verdict
 from pipeline.data import image_size
 from pipeline.evaluation.provenance import describe_run
 from pipeline.files.atomic import replace_when_complete

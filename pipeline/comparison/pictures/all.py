@@ -24,7 +24,7 @@ from pipeline.comparison.pictures.style import (
     picture_style,
     save_picture,
 )
-from pipeline.comparison.rows import ComparisonRow
+from pipeline.comparison.tables.rows import ComparisonRow
 from pipeline.data import Dataset
 from pipeline.data.dataset.dataset import SCANS
 

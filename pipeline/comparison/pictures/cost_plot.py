@@ -13,7 +13,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from pipeline.comparison.arms import Comparison
 from pipeline.comparison.paired import main_metric
 from pipeline.comparison.pictures.style import ArmStyle, arm_styles
-from pipeline.comparison.rows import ComparisonRow, MetricScore
+from pipeline.comparison.tables.rows import ComparisonRow, MetricScore
 
 _LABEL_SHARE = 0.055  # of the axis' height: what one label needs
 _LETTER_SHARE, _MOST_ROOM = 0.011, 0.6  # of the axis' width: a letter of a label, and all labels

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every bundle declares: metadata that verify, pinned versions, targets that can be imported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from monai.bundle import ComponentLocator, ConfigParser
+from monai.utils import optional_import
+from packaging.requirements import Requirement
+
+from tests.bundles.bundle_commands import ROOT
+
+BUNDLES = ("synapse", "gastric")
+CONFIGS = ("train", "paraphrase", "distill", "evaluate", "inference", "multi_gpu")
+SCHEMA = json.loads((ROOT / "bundles/metadata_schema.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def in_repository_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # configs name each other by paths from there
+    monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
+
+
+def metadata_of(bundle: str) -> dict:
+    return json.loads(Path(f"bundles/{bundle}/configs/metadata.json").read_text())
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_fits_the_schema_in_the_tree(bundle):
+    jsonschema.validate(metadata_of(bundle), SCHEMA)
+
+
+def test_schema_refuses_metadata_without_a_version():
+    metadata = metadata_of("synapse")
+    del metadata["version"]
+    with pytest.raises(jsonschema.ValidationError, match="version"):
+        jsonschema.validate(metadata, SCHEMA)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_names_the_pinned_versions(bundle):
+    metadata = metadata_of(bundle)
+    lines = (line.partition("#")[0].strip() for line in Path("requirements.txt").read_text().splitlines())
+    pinned = [Requirement(line) for line in lines if line]
+    newest = [pin for pin in pinned if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})]
+    pins = {pin.name: str(pin.specifier).removeprefix("==") for pin in newest}
+    assert metadata["monai_version"] == pins["monai"]
+    assert metadata["pytorch_version"] == pins["torch"]
+    assert metadata["numpy_version"] == pins["numpy"]
+    for name, version in metadata["required_packages_version"].items():
+        assert pins[name] == version
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_target_can_be_imported(bundle, config):
+    parser = ConfigParser()
+    parser.read_config(f"bundles/{bundle}/configs/{config}.yaml")
+    parser.resolve_macro_and_relative_ids()
+    locator, pending = ComponentLocator(), [parser.config]
+    targets = set()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            assert not item.startswith("%"), f"{item} is a macro of a macro, which MONAI does not resolve"
+        elif isinstance(item, dict):
+            targets.update([item["_target_"]] if "_target_" in item else [])
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+    assert targets
+    for target in targets:
+        module, _, name = target.rpartition(".")
+        found = optional_import(module, name=name)[1] if module else bool(locator.get_component_module_name(target))
+        assert found, target
+
+
+@pytest.mark.parametrize("config", ["logging.conf", "multi_gpu.yaml"])
+def test_what_bundles_share_is_one_file(config):
+    files = {Path(f"bundles/{bundle}/configs/{config}").resolve() for bundle in BUNDLES}
+    assert len(files) == 1

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that dies takes the others down within a minute, and one line names it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from pipeline.errors import InputError
+from pipeline.processes import lost_ranks
+from pipeline.processes.lost_ranks import connection_error_behind, describe_loss, watch
+
+ROOT = Path(__file__).resolve().parents[2]
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
+HERE = platform.node()
+
+
+@pytest.fixture
+def board(monkeypatch) -> dist.HashStore:
+    """Return the notes of rank 0, which is this very process."""
+    monkeypatch.setattr(lost_ranks, "_SEARCH_S", 0.3)
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    store = dist.HashStore()
+    watch(store, 0, 3)
+    return store
+
+
+def place(board: dist.Store, rank: int, pid: int, host: str = HERE) -> None:
+    own = board.get("place/0").decode().split(" ")
+    board.set(f"place/{rank}", f"{host} {own[1]} {pid}")
+
+
+def dead_process() -> int:
+    """Return the id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_dead_process_of_this_machine_is_named(board):
+    place(board, 1, dead := dead_process())
+    place(board, 2, os.getpid())
+    assert describe_loss(board, 0, 3, CLOSED).startswith(f"rank 1 on {HERE} (process {dead}) ended without a word")
+
+
+def test_process_whose_end_nobody_has_read_is_dead_too(board):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    place(board, 1, process.pid)
+    place(board, 2, os.getpid())
+    deadline = time.monotonic() + 60
+    while lost_ranks._is_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert f"rank 1 on {HERE} (process {process.pid}) ended" in describe_loss(board, 0, 3, CLOSED)
+    process.wait()
+
+
+def test_reason_is_told_across_machines(board):
+    place(board, 1, os.getpid(), "node-a")
+    place(board, 2, 99, "node-b")
+    board.set("end/2", "the loss term 'edges' is nan")
+    assert describe_loss(board, 0, 3, CLOSED) == "rank 2 on node-b ended: the loss term 'edges' is nan"
+
+
+def test_rank_that_does_not_answer_is_told_from_one_that_lost_it_too(board):
+    place(board, 1, 99, "node-a")
+    place(board, 2, 99, "node-b")
+    board.set("lost/2", "")
+    line = describe_loss(board, 0, 3, RuntimeError("Timed out waiting 1800000ms"))
+    assert line.startswith("no answer from rank 1 on node-a: it hangs")
+    assert "Timed out waiting 1800000ms" in line
+
+
+def test_own_error_is_noted_and_goes_to_the_hook_before(board, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error[1]))
+    watch(board, 0, 3)
+    error = RuntimeError("failed to run the config")
+    error.__cause__ = InputError("slice 7 is broken")
+    sys.excepthook(RuntimeError, error, None)
+    assert seen == [error]
+    assert board.get("end/0").decode() == "slice 7 is broken"
+
+
+def test_lost_connection_is_one_line_and_exit_code_1(board, capsys):
+    place(board, 1, dead_process())
+    place(board, 2, os.getpid())
+    error = RuntimeError("failed to run the config")
+    error.__cause__ = CLOSED
+    with pytest.raises(SystemExit) as stop:
+        sys.excepthook(RuntimeError, error, None)
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: rank 1 on ")
+    assert not board.check(["end/0"])
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (CLOSED, True),
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (InputError("connection closed by peer"), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("timeout"), False),
+        (None, False),
+    ],
+)
+def test_what_counts_as_a_lost_connection(error, lost):
+    assert (connection_error_behind(error) is not None) == lost
+
+
+SCRIPT = """
+import os, sys, time
+from pipeline.processes import distributed
+from pipeline.errors import report_input_errors
+report_input_errors()
+distributed.start()
+for step in range(1000):
+    if distributed.rank() == 1 and step == 3:
+        exec(sys.argv[1])
+    distributed.largest(step)
+"""
+
+
+def run_script(folder: Path, what: str, minutes: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Let rank 1 of two do `what` in the midst of the run; return what became of it and how long it took."""
+    (folder / "script.py").write_text(SCRIPT)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRAPHFLOW_TIMEOUT_MINUTES": minutes}
+    began = time.monotonic()
+    result = subprocess.run(
+        [*program, str(folder / "script.py"), what], capture_output=True, text=True, check=False, env=environment
+    )
+    return result, time.monotonic() - began
+
+
+def test_dead_rank_ends_the_run_within_a_minute_and_is_named(tmp_path):
+    result, seconds = run_script(tmp_path, "os._exit(7)", "30")
+    assert result.returncode != 0
+    assert seconds < 60
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: rank 1 on {HERE} (process ")
+    assert "exitcode  : 7" in result.stderr  # torchrun's own table
+
+
+@pytest.mark.slow
+def test_rank_that_hangs_ends_the_run_after_the_time_limit(tmp_path):
+    result, seconds = run_script(tmp_path, "time.sleep(600)", "0.05")
+    assert result.returncode != 0
+    assert seconds < 120
+    assert f"error: no answer from rank 1 on {HERE}: it hangs" in result.stderr
