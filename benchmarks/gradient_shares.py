@@ -25,7 +25,7 @@ from pipeline.data import load_dataset
 from pipeline.distillation import METHODS, Distiller, build_distiller
 from pipeline.distillation.build import build_method
 from pipeline.distillation.gradient_shares import gradient_shares
-from pipeline.distillation.method import Pair
+from pipeline.distillation.method import NetworkPair
 from pipeline.errors import InputError
 from pipeline.networks import Paraphraser, build_network, load_model
 from pipeline.training import ReconstructionLoss, TeacherReconstruction, segmentation_loss
@@ -107,7 +107,7 @@ def fitting(
 ) -> list[str]:
     """Return the methods that take these networks and classes; print why the others do not, as logit_std of two."""
     taps, size = (tuple(teacher.tap_channels), tuple(student.tap_channels)), material.batches[0][0].shape[-1]
-    pair, found = Pair(teacher, student, *taps, material.out_channels, paraphrasers=paraphrasers, size=size), []
+    pair, found = NetworkPair(teacher, student, *taps, material.out_channels, paraphrasers=paraphrasers, size=size), []
     for method in methods:
         try:
             build_method(method, pair)

@@ -53,7 +53,7 @@ _FIRST_CHANNEL = "_0000"
 
 
 @dataclass(frozen=True)
-class Pair:
+class NetworkPair:
     """A scan and its label, as found on disk."""
 
     case: str
@@ -61,7 +61,7 @@ class Pair:
     label: Path
 
 
-def find_pairs(images: str | Path, labels: str | Path) -> tuple[list[Pair], list[str]]:
+def find_pairs(images: str | Path, labels: str | Path) -> tuple[list[NetworkPair], list[str]]:
     """Return scans and labels of one name, sorted, and a problem for each file without its partner.
 
     A scan is a file that `read_volume` reads, or a folder with a DICOM series. `case_0000.nii.gz` belongs to the
@@ -76,7 +76,7 @@ def find_pairs(images: str | Path, labels: str | Path) -> tuple[list[Pair], list
             scans[bare] = scans.pop(name)
     problems += [f"image {scans[name]} has no label of its name in {labels}" for name in sorted(scans.keys() - maps)]
     problems += [f"label {maps[name]} has no image of its name in {images}" for name in sorted(maps.keys() - scans)]
-    return [Pair(name, scans[name], maps[name]) for name in sorted(scans.keys() & maps)], problems
+    return [NetworkPair(name, scans[name], maps[name]) for name in sorted(scans.keys() & maps)], problems
 
 
 def _scans(folder: Path, kind: str) -> tuple[dict[str, Path], list[str]]:
@@ -160,7 +160,7 @@ class Checker:
         self._in_hu = modality.upper() == "CT" and rule == default_intensity("CT")
         self._contents: dict[str, str] = {}
 
-    def read(self, pair: Pair) -> tuple[Volume, Volume] | None:
+    def read(self, pair: NetworkPair) -> tuple[Volume, Volume] | None:
         """Return image and label of a good pair; of a bad one, None, with the problem noted."""
         try:
             image = read_volume(pair.image)
@@ -172,14 +172,14 @@ class Checker:
         self._note_oddities(pair, image, label)
         return image, label
 
-    def _check_repeated(self, pair: Pair, image: Volume) -> None:
+    def _check_repeated(self, pair: NetworkPair, image: Volume) -> None:
         """Find one scan under two names, also when it was saved in another format."""
         content = hashlib.blake2b(np.ascontiguousarray(image.array).view(np.uint8)).hexdigest() + str(image.array.shape)
         other = self._contents.setdefault(content, pair.case)
         if other != pair.case:
             self.problems.append(f"cases {other} and {pair.case} hold the same image; keep one of them")
 
-    def _note_oddities(self, pair: Pair, image: Volume, label: Volume) -> None:
+    def _note_oddities(self, pair: NetworkPair, image: Volume, label: Volume) -> None:
         self.seen[pair.case] = set(np.unique(label.array).tolist()) - {0}
         self.warnings += [f"case {pair.case}: {note}" for note in (*image.notes, *label.notes)]
         if not self.seen[pair.case]:
@@ -247,7 +247,7 @@ def check_apart(images: Path, labels: Path, output: Path) -> None:
             raise InputError(f"the output {output} lies in {folder}, which is read; choose another output folder")
 
 
-def _write(pair: Pair, patient: str, volumes: tuple[Volume, Volume], folder: Path, link: str | None) -> Case:
+def _write(pair: NetworkPair, patient: str, volumes: tuple[Volume, Volume], folder: Path, link: str | None) -> Case:
     image, label = volumes
     paths = {}
     for kind, source in (("images", pair.image), ("labels", pair.label)):

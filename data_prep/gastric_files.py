@@ -35,7 +35,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Pair:
+class NetworkPair:
     """A picture and its mask, as found on disk."""
 
     case: str
@@ -44,7 +44,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Picture(Pair):
+class Picture(NetworkPair):
     """A picture and its mask, with the patient and the split that they belong to."""
 
     patient: str
@@ -55,7 +55,7 @@ class Picture(Pair):
 class Found:
     """Pairs in the order of their names; files without a use; and the case ids that those would have had."""
 
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[NetworkPair] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     unusable: set[str] = field(default_factory=set)
 
@@ -86,7 +86,7 @@ def find_pairs(images: Path, masks: Path) -> Found:
         elif not stem.strip() or "\\" in stem:
             found.fail(stem, files[0], "has a name that cannot be an id (blank, or with a backslash); rename it")
         else:
-            found.pairs.append(Pair(stem, files[0], drawn[stem][0]))
+            found.pairs.append(NetworkPair(stem, files[0], drawn[stem][0]))
     for stem, files in left.items():
         for path in files:
             found.fail(_bare(stem), path, f"has no picture of its name in {images}; add it, or take the mask away")

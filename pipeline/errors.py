@@ -25,12 +25,12 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-def input_error_behind(error: BaseException | None) -> InputError | None:
+def find_input_error(error: BaseException | None) -> InputError | None:
     """Return the `InputError` in the chain of causes of `error`, or None (MONAI and ignite wrap what they catch)."""
     return next((cause for cause in _chain(error) if isinstance(cause, InputError)), None)
 
 
-def disk_error_behind(error: BaseException | None) -> OSError | None:
+def find_disk_error(error: BaseException | None) -> OSError | None:
     """Return what a full, read-only or failing disk said in the chain of causes of `error`, or None."""
     causes = (cause for cause in _chain(error) if isinstance(cause, OSError))
     return next((cause for cause in causes if cause.errno in _DISK_ERRORS), None)
@@ -83,8 +83,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 def _report(error: BaseException) -> int | None:
     """Print the line of an error that the user can mend and return its exit code; return None for a defect."""
-    cause = input_error_behind(error)
-    disk = disk_error_behind(error)
+    cause = find_input_error(error)
+    disk = find_disk_error(error)
     if isinstance(error, KeyboardInterrupt):
         line, code = "stopped by Ctrl-C", INTERRUPTED
     elif cause is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.configuration import check_overrides, start
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 from pipeline.files.atomic import replace_when_complete, write_json
 
 CONFIG = """
@@ -127,8 +127,8 @@ def test_missing_required_values_are_reported_together():
 def test_input_error_is_found_behind_wrappers():
     wrapped = RuntimeError("wrapped")
     wrapped.__cause__ = InputError("the cause")
-    assert str(input_error_behind(wrapped)) == "the cause"
-    assert input_error_behind(RuntimeError("a defect")) is None
+    assert str(find_input_error(wrapped)) == "the cause"
+    assert find_input_error(RuntimeError("a defect")) is None
 
 
 def exit_of(code: str) -> tuple[int, str]:

@@ -2,9 +2,9 @@
 """Distillation: taps, methods and the distiller that joins them."""
 
 from pipeline.distillation.build import build_distiller
-from pipeline.distillation.catalogue import METHODS, UNSUITED, needs_paraphrasers
+from pipeline.distillation.catalogue import METHODS, needs_paraphrasers
 from pipeline.distillation.distiller import Distiller
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
 from pipeline.distillation.methods.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
 from pipeline.distillation.methods.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
@@ -15,7 +15,6 @@ from pipeline.distillation.taps import FeatureTaps
 __all__ = [
     "METHODS",
     "PRESETS",
-    "UNSUITED",
     "AdversarialDistillation",
     "DistillationMethod",
     "Distiller",
@@ -26,7 +25,7 @@ __all__ = [
     "GraphFlowPreset",
     "KnowledgeDistillation",
     "KnowledgeDistillationLoss",
-    "Pair",
+    "NetworkPair",
     "Schedule",
     "Tapped",
     "build_distiller",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.distillation import catalogue
 from pipeline.distillation.build import settings_of
-from pipeline.distillation.catalogue import METHODS, UNSUITED
+from pipeline.distillation.catalogue import METHODS
 from pipeline.distillation.methods.graph_flow_preset import PRESETS
 from pipeline.errors import run_command
 
@@ -32,8 +32,6 @@ def main() -> int:
     argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__).parse_args()
     for name in METHODS:
         print(describe(name))
-    for name, reason in UNSUITED.items():
-        print(f"{name}\n    not for segmentation: {reason}")
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair
+from pipeline.distillation.method import DistillationMethod, NetworkPair
 
 
 def resized(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -61,7 +61,7 @@ class Adapter(nn.Module):
         return resized(self.convolution(student), teacher.shape[2:])
 
 
-def adapters_of(pair: Pair) -> nn.ModuleList:
+def adapters_of(pair: NetworkPair) -> nn.ModuleList:
     """Return an adapter for each tap of a pair, shallow to deep."""
     return nn.ModuleList(
         Adapter(of_student, of_teacher, pair.spatial_dims)

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from pipeline.distillation.adapters import describe_adapters
-from pipeline.distillation.catalogue import METHODS, UNSUITED
+from pipeline.distillation.catalogue import METHODS
 from pipeline.distillation.distiller import Distiller
-from pipeline.distillation.method import DistillationMethod, Pair, label_cross_entropy
+from pipeline.distillation.method import DistillationMethod, NetworkPair, label_cross_entropy
 from pipeline.distillation.schedule import Schedule, parse_schedule
 from pipeline.errors import InputError
 from pipeline.networks.shapes import check_taps, feature_maps
@@ -68,7 +68,7 @@ def build_distiller(
             are missing or belong to other networks, slices too small for the discriminator, a network of images with
             one of volumes, or another number of taps of the student than of the teacher.
     """
-    pair = Pair(
+    pair = NetworkPair(
         teacher,
         student,
         _tap_channels(teacher, teacher_taps),
@@ -135,7 +135,7 @@ def _common_axes(teacher: nn.Module, student: nn.Module) -> int:
     return axes
 
 
-def _check_tap_count(pair: Pair) -> None:
+def _check_tap_count(pair: NetworkPair) -> None:
     of_teacher, of_student = len(pair.teacher_channels), len(pair.student_channels)
     if of_teacher != of_student:
         raise InputError(
@@ -144,7 +144,9 @@ def _check_tap_count(pair: Pair) -> None:
         )
 
 
-def build_method(name: str, pair: Pair, settings: Mapping[str, Any] | None = None) -> dict[str, DistillationMethod]:
+def build_method(
+    name: str, pair: NetworkPair, settings: Mapping[str, Any] | None = None
+) -> dict[str, DistillationMethod]:
     """Return the parts of one method by their names: most have one, Graph Flow has its logits and its adversary too.
 
     Raises:
@@ -161,8 +163,6 @@ def build_method(name: str, pair: Pair, settings: Mapping[str, Any] | None = Non
 
 
 def _builder(name: str) -> Callable[..., Any]:
-    if name in UNSUITED:
-        raise InputError(f"the method '{name}' makes no sense for segmentation: {UNSUITED[name]}")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0)[0]
         raise InputError(f"unknown distillation method '{name}'; did you mean '{near}'? Known: {', '.join(METHODS)}")

@@ -41,7 +41,7 @@ from pipeline.distillation.methods.sobolev import SobolevTraining
 from pipeline.distillation.methods.sp import SimilarityPreserving
 from pipeline.distillation.methods.vid import VariationalInformation
 
-# A builder takes a `Pair`, then settings as keywords, which users may give: most are the method's class itself.
+# A builder takes a `NetworkPair`, then settings as keywords, which users may give: most are the method's class itself.
 METHODS: dict[str, Callable[..., Any]] = {
     "graph_flow": build_graph_flow,
     "coco": build_coco,
@@ -78,7 +78,6 @@ METHODS: dict[str, Callable[..., Any]] = {
     "prototypes": ClassPrototypes,
     "review": KnowledgeReview,
 }
-UNSUITED: dict[str, str] = {}
 # Methods that compare the teacher's taps after its paraphrasers, where those are given.
 PARAPHRASED = ("graph_flow", "fsp", "ft")
 

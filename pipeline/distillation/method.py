@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.processes.whole_batch import whole_batch
+from pipeline.processes.whole_batch import gather_batch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,9 +46,9 @@ class Tapped:
 def of_all_processes(part: Any) -> Any:
     """Return a view or a tensor (B, ...) of the batch of all processes from that of this one; collective."""
     if isinstance(part, Tapped):
-        images = None if part.images is None else whole_batch(part.images)
-        return Tapped(tuple(map(whole_batch, part.features)), whole_batch(part.logits), images)
-    return whole_batch(part)
+        images = None if part.images is None else gather_batch(part.images)
+        return Tapped(tuple(map(gather_batch, part.features)), gather_batch(part.logits), images)
+    return gather_batch(part)
 
 
 def label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ def label_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 @dataclass(frozen=True)
-class Pair:
+class NetworkPair:
     """The two networks that a method is built for, and what is known of the run.
 
     Attributes:
@@ -99,11 +99,11 @@ class DistillationMethod(nn.Module):
     trained by its optimizer; parts that it must not touch (a discriminator) are updated in `after_step`.
 
     Several processes each call it on their share of the batch and average what comes of it. That is one process's step
-    where terms are means over images; a method that relates images or sums over them says `whole_batch = True`, and
+    where terms are means over images. A method that relates images or sums over them says `needs_whole_batch = True`:
     each process then calls it on the batch of all.
     """
 
-    whole_batch: bool = False
+    needs_whole_batch: bool = False
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()

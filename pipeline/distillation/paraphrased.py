@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.distillation.method import Pair, at_least_float32
+from pipeline.distillation.method import NetworkPair, at_least_float32
 from pipeline.errors import InputError
 
 
@@ -36,7 +36,7 @@ class FrozenParaphrasers(nn.Module):
             )
 
 
-def check_paraphrasers(method: str, pair: Pair) -> None:
+def check_paraphrasers(method: str, pair: NetworkPair) -> None:
     """Raise `InputError` unless the paraphrasers turn the teacher's taps into the channels of the student's.
 
     Without paraphrasers both must have equal channels.

@@ -4,7 +4,7 @@
 from pipeline.evaluation.handlers import OrganDice, PerOrganReport, PooledIoU
 from pipeline.evaluation.overlap import confusion_matrix, dice, iou, label_voxels, prediction_voxels
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.report import PROTOCOLS, protocol_named, refuse_older_report, report_table, write_report
+from pipeline.evaluation.report import PROTOCOLS, protocol_named, refuse_older_report, write_report
 from pipeline.evaluation.scans.protocols import MM, TRANSUNET
 from pipeline.evaluation.scans.transunet import (
     TransUNetScore,
@@ -24,7 +24,6 @@ from pipeline.evaluation.surface import (
     hausdorff_mm,
     hd95_mm,
     hd95_pooled_mm,
-    masd_mm,
     organ_surface_distances,
     surface_distances,
 )
@@ -59,7 +58,6 @@ __all__ = [
     "iou",
     "label_voxels",
     "macro_mean",
-    "masd_mm",
     "mean_iou",
     "organ_surface_distances",
     "overall_accuracy",
@@ -67,7 +65,6 @@ __all__ = [
     "prediction_voxels",
     "protocol_named",
     "refuse_older_report",
-    "report_table",
     "score_case",
     "score_case_transunet",
     "score_image",

@@ -109,10 +109,5 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     return Path(folder)
 
 
-def report_table(rows: Sequence[Any]) -> str:
-    """Return the summary rows of any protocol as a table for the console, with all counts and what they mean."""
-    return next(protocol for protocol in PROTOCOLS.values() if isinstance(rows[0], protocol.summary_row)).table(rows)
-
-
 def _json_row(row: Any) -> dict[str, Any]:
     return {name: json_number(value) if isinstance(value, float) else value for name, value in row_content(row).items()}

@@ -112,12 +112,6 @@ def assd_mm(distances: SurfaceDistances) -> float:
     return empty if empty is not None else float(distances.pooled_mm.mean())
 
 
-def masd_mm(distances: SurfaceDistances) -> float:
-    """Return the mean average surface distance in mm: the mean of the two directed means, so both sides weigh alike."""
-    empty = distances.value_if_empty()
-    return empty if empty is not None else float(np.mean([side.mean() for side in distances.directed_mm]))
-
-
 def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
     """Return the diagonal of a volume in mm, edge to edge: no two voxels lie farther apart."""
     return float(np.linalg.norm(np.multiply(shape, check_spacing(spacing_mm, len(shape)))))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import InputError, disk_error_behind
+from pipeline.errors import InputError, find_disk_error
 
 _UNFINISHED = re.compile(r"\.\d+\..+")  # what `replace_when_complete` calls a file in the making
 
@@ -39,7 +39,7 @@ def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, final)
     except Exception as error:
-        disk = disk_error_behind(error)
+        disk = find_disk_error(error)
         if disk is None:
             raise
         kept = "the one there before is intact; " if final.exists() else ""

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 from pipeline.grid.cells import Cell
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _run(cell: Cell, configs: Path) -> str | None:
                 raise InputError(f"{cell.proof} was not written")
         except Exception as error:  # one run that fails must not end the others
             traceback.print_exc(file=log)
-            return str(input_error_behind(error) or f"{type(error).__name__}: {error}")
+            return str(find_input_error(error) or f"{type(error).__name__}: {error}")
         finally:
             gc.collect()  # engines and networks refer to one another: without it the next run starts beside the last
     return None

@@ -9,14 +9,14 @@ from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet
 from pipeline.networks.mobile_unet import MobileUNet
-from pipeline.networks.monai_networks import FOREIGN
+from pipeline.networks.monai_networks import MONAI_NETWORKS
 from pipeline.networks.padding import PaddedInferer
 from pipeline.networks.paraphraser import Paraphraser
 from pipeline.networks.saved_model import SavedModel, load_model, save_model, to_device, unwrapped
 from pipeline.networks.shapes import FeatureMap, distinct, feature_maps
 
 __all__ = [
-    "FOREIGN",
+    "MONAI_NETWORKS",
     "NETWORKS",
     "BatchNorm2d",
     "Discriminator",

@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.errors import InputError, run_command
 from pipeline.networks.build import NETWORKS, build_network
 from pipeline.networks.cost import multiply_adds, parameter_count
-from pipeline.networks.monai_networks import FOREIGN
+from pipeline.networks.monai_networks import MONAI_NETWORKS
 from pipeline.networks.saved_model import load_model
 from pipeline.networks.shapes import distinct, feature_maps
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what is asked for and return 0; raise `InputError` for a network that cannot be built."""
     options = _parser().parse_args(arguments)
     if options.name is None:
-        print("\n".join((*NETWORKS, *FOREIGN)))
+        print("\n".join((*NETWORKS, *MONAI_NETWORKS)))
         return 0
     network, sides = _network(options)
     print("\n".join(_summary(options.name, network, sides)))

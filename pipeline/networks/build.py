@@ -19,7 +19,7 @@ from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet
 from pipeline.networks.mobile_unet import MobileUNet
-from pipeline.networks.monai_networks import FAMILIES, FOREIGN, PACKAGE, build_foreign
+from pipeline.networks.monai_networks import FAMILIES, MONAI_NETWORKS, PACKAGE, build_monai_network
 from pipeline.networks.shapes import check_taps, feature_maps
 
 NETWORKS: dict[str, type[SegmentationNetwork]] = {
@@ -36,9 +36,10 @@ def build_network(name: Any, in_channels: int = 1, out_channels: int = 2, **opti
     Its `arguments` hold what it was built with.
 
     Args:
-        name: a key of `NETWORKS`, or one of MONAI's networks in `FOREIGN` by its dotted name; or a mapping with such a
-            `name` (or `_target_`) and options beside it. MONAI's configs build what has a `_target_` before it gets
-            here, unless `_mode_: callable` stands beside it: they then hand on a `functools.partial`, taken as well.
+        name: a key of `NETWORKS`, or one of MONAI's networks in `MONAI_NETWORKS` by its dotted name; or a mapping with
+            such a `name` (or `_target_`) and options beside it. MONAI's configs build what has a `_target_` before it
+            gets here, unless `_mode_: callable` stands beside it: they then hand on a `functools.partial`, taken as
+            well.
         in_channels: channels of the images, 1 for scans.
         out_channels: number of classes K, the background included.
         options: keyword arguments of the network's class: `width` (fanet), `bottleneck_channels` (mobile_unet), those
@@ -58,14 +59,14 @@ def build_network(name: Any, in_channels: int = 1, out_channels: int = 2, **opti
             raise InputError(f"network '{name}' is asked for with another {key} than the {given} of the data; drop it")
     options.update(own)
     if not isinstance(name, str) or (name not in NETWORKS and not name.startswith(f"{PACKAGE}.")):
-        raise InputError(f"unknown network {name!r}; {_nearest(name, (*NETWORKS, *FOREIGN))}")
+        raise InputError(f"unknown network {name!r}; {_nearest(name, (*NETWORKS, *MONAI_NETWORKS))}")
     _check_count("in_channels", in_channels, 1)
     _check_count("out_channels", out_channels, 2)
     if name in NETWORKS:
         return _build_own(name, in_channels, out_channels, options)
     elsewhere = _options_of_all()
     options = {key: value for key, value in options.items() if value is not None or key not in elsewhere}
-    return build_foreign(name, in_channels, out_channels, **options)
+    return build_monai_network(name, in_channels, out_channels, **options)
 
 
 def network_recipe(name: Any) -> str | dict[str, Any]:

@@ -77,7 +77,7 @@ FAMILIES: dict[str, Family] = {
     "UNet": Family(_levels_of_channels),
     "VNet": Family(lambda arguments: 16),
 }
-FOREIGN: tuple[str, ...] = tuple(f"{PACKAGE}.{name}" for name in FAMILIES)
+MONAI_NETWORKS: tuple[str, ...] = tuple(f"{PACKAGE}.{name}" for name in FAMILIES)
 UNSUITED: dict[str, str] = {
     "AHNet": "it takes no small images; use SegResNet",
     "BasicUNetPlusPlus": "it returns a list; use BasicUNet",
@@ -92,13 +92,13 @@ _REFUSED = {
 }
 
 
-def build_foreign(
+def build_monai_network(
     name: str, in_channels: int, out_channels: int, spatial_dims: int = 2, taps: Sequence[str] | None = None, **options
 ) -> nn.Module:
     """Return a freshly initialised network of MONAI with the attributes of `SegmentationNetwork`.
 
     Args:
-        name: one of `FOREIGN`, such as "monai.networks.nets.SegResNet".
+        name: one of `MONAI_NETWORKS`, such as "monai.networks.nets.SegResNet".
         in_channels: channels of the images.
         out_channels: number of classes K, the background included.
         spatial_dims: 2 for images, 3 for volumes.
@@ -110,7 +110,7 @@ def build_foreign(
         InputError: a name that is not in the list; an option that the class does not have, refuses, or that makes it
             return anything but logits; taps that are no feature maps.
     """
-    if name not in FOREIGN:
+    if name not in MONAI_NETWORKS:
         raise InputError(f"'{name}' {_why_not(name)}")
     short = name.rpartition(".")[2]
     family, network_class = FAMILIES[short], getattr(nets, short)
@@ -238,5 +238,5 @@ def _why_not(name: str) -> str:
     short = name.rpartition(".")[2]
     if name == f"{PACKAGE}.{short}" and short in UNSUITED:
         return f"cannot be used: {UNSUITED[short]}"
-    near = difflib.get_close_matches(name, FOREIGN, n=1, cutoff=0)[0]
-    return f"is not among the networks of MONAI that can be used; did you mean '{near}'? Known: {', '.join(FOREIGN)}"
+    nearest, known = difflib.get_close_matches(name, MONAI_NETWORKS, n=1, cutoff=0)[0], ", ".join(MONAI_NETWORKS)
+    return f"is not among the networks of MONAI that can be used; did you mean '{nearest}'? Known: {known}"

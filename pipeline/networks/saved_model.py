@@ -118,7 +118,7 @@ def load_model(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     expect: str | None = None,
-    demands: Mapping[str, Any] | None = None,
+    model_requirements: Mapping[str, Any] | None = None,
 ) -> SavedModel:
     """Return the model that `save_model` wrote to `path`. No random number is drawn.
 
@@ -126,7 +126,7 @@ def load_model(
         path: the file.
         device: where the network is to be.
         expect: name of the network that the file must hold, such as "fanet"; None takes any.
-        demands: `Dataset.demands` of the dataset that the model is to be used on; None takes any.
+        model_requirements: `Dataset.model_requirements` of the dataset that the model is to be used on; None takes any.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
@@ -139,8 +139,8 @@ def load_model(
     arguments = dict(content["network_arguments"])
     if expect is not None and arguments.get("name") != expect:
         raise InputError(f"{path} holds network '{arguments.get('name')}', not '{expect}'; give a model.pt of {expect}")
-    if demands is not None:
-        _check_dataset(path, content, demands)
+    if model_requirements is not None:
+        _check_dataset(path, content, model_requirements)
     network = _network(path, arguments, content["state_dict"])
     return SavedModel(
         network=to_device(network, device).eval(),
@@ -156,9 +156,9 @@ def load_model(
     )
 
 
-def _check_dataset(path: Path, content: Mapping[str, Any], demands: Mapping[str, Any]) -> None:
+def _check_dataset(path: Path, content: Mapping[str, Any], model_requirements: Mapping[str, Any]) -> None:
     """Refuse a dataset whose labels mean other organs, or whose images were scaled otherwise, than in training."""
-    labels = demands["labels"]
+    labels = model_requirements["labels"]
     learned = {int(value): name for value, name in content["labels"].items()}
     if dict(labels) != learned:
         raise InputError(
@@ -171,9 +171,10 @@ def _check_dataset(path: Path, content: Mapping[str, Any], demands: Mapping[str,
         "tile_px": content.get("tile_px"),
     }
     for name, value in trained.items():
-        if value != demands[name]:
+        if value != model_requirements[name]:
             raise InputError(
-                f"{path} was trained with {name} {value}, the dataset has {demands[name]}; {_ADVICE} on this dataset"
+                f"{path} was trained with {name} {value}, the dataset has {model_requirements[name]}; "
+                f"{_ADVICE} on this dataset"
             )
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from pipeline.errors import InputError, disk_error_behind, input_error_behind
+from pipeline.errors import InputError, find_disk_error, find_input_error
 
 LOST = 1  # exit code of a process that ends because another did
 _SEARCH_S = 5.0
@@ -35,7 +35,7 @@ def watch(board: dist.Store, rank: int, ranks: int) -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Note the end of this process, and report another's."""
-        sign = connection_error_behind(error)
+        sign = find_connection_error(error)
         if sign is None:
             _note_end(board, rank, error)
             previous(kind, error, trace)
@@ -46,9 +46,9 @@ def watch(board: dist.Store, rank: int, ranks: int) -> None:
     sys.excepthook = hook
 
 
-def connection_error_behind(error: BaseException | None) -> BaseException | None:
+def find_connection_error(error: BaseException | None) -> BaseException | None:
     """Return the error in a chain of causes that says that another process is gone or silent, or None."""
-    if input_error_behind(error) is not None or disk_error_behind(error) is not None:
+    if find_input_error(error) is not None or find_disk_error(error) is not None:
         return None
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -105,7 +105,7 @@ def _place(board: dist.Store, rank: int) -> list[str]:
 
 
 def _note_end(board: dist.Store, rank: int, error: BaseException) -> None:
-    cause = input_error_behind(error) or error
+    cause = find_input_error(error) or error
     reason = str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
     try:
         board.set(f"end/{rank}", " ".join(reason.split())[:500] or type(cause).__name__)

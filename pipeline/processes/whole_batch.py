@@ -55,7 +55,7 @@ class _WholeBatch(Function):
         return dist.get_world_size() * gradient[dist.get_rank() :: dist.get_world_size()]
 
 
-def whole_batch(mine: torch.Tensor) -> torch.Tensor:
+def gather_batch(mine: torch.Tensor) -> torch.Tensor:
     """Return the batch of all processes (N B, ...) from this one's (B, ...), in the order of one process; collective.
 
     The same function of it must be computed by all processes. With one process it is `mine` itself.
@@ -76,7 +76,7 @@ class WholeBatchLoss(nn.Module):
 
     def forward(self, prediction: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of predictions (B, K, ...) against labels (B, 1, ...)."""
-        return self.loss(whole_batch(prediction), whole_batch(labels))
+        return self.loss(gather_batch(prediction), gather_batch(labels))
 
 
 class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):

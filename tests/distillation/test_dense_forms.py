@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation import Distiller
-from pipeline.distillation.method import DistillationMethod, Pair
+from pipeline.distillation.method import DistillationMethod, NetworkPair
 from pipeline.distillation.methods.ab import ActivationBoundaries
 from pipeline.distillation.methods.afd import AttentiveFeatures
 from pipeline.distillation.methods.bss import BoundarySamples
@@ -34,7 +34,7 @@ METHODS: dict[str, type[DistillationMethod]] = {
 named = pytest.mark.parametrize("name", METHODS)
 
 
-def term_of(method: DistillationMethod, pair: Pair, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def term_of(method: DistillationMethod, pair: NetworkPair, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)  # of what lwm draws
     (term,) = method(*views(pair, images), labels).values()
     return term

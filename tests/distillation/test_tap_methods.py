@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.at import AttentionTransfer
 from pipeline.distillation.methods.fitnet import FitNet
 from pipeline.distillation.methods.fsp import FlowOfSolution
@@ -34,8 +34,8 @@ DISTANCES = sorted(METHODS.keys() - {"ft", "vid"})  # those two put trained laye
 LABELS = torch.zeros(1)
 
 
-def pair(student: int = 4, teacher: int = 4, dims: int = 2) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), (teacher, teacher), (student, student), 2, spatial_dims=dims)
+def pair(student: int = 4, teacher: int = 4, dims: int = 2) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), (teacher, teacher), (student, student), 2, spatial_dims=dims)
 
 
 def view(seed: int, channels: int = 4, size: int = 8, batch: int = 2, dims: int = 2) -> Tapped:
@@ -160,7 +160,7 @@ def test_bad_weight_is_refused(name, weight):
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[Pair, Tapped, Tapped]:
+def real() -> tuple[NetworkPair, Tapped, Tapped]:
     """A pair of untrained networks and what they make of two images."""
     torch.manual_seed(0)
     teacher, student = build_network("fanet", width=0.125), build_network("enet")
@@ -170,7 +170,7 @@ def real() -> tuple[Pair, Tapped, Tapped]:
         with torch.no_grad():
             logits = network(torch.rand(2, 1, 64, 64))
         views.append(Tapped(taps.take(), logits))
-    return Pair(teacher, student, tuple(teacher.tap_channels), tuple(student.tap_channels), 2), *views
+    return NetworkPair(teacher, student, tuple(teacher.tap_channels), tuple(student.tap_channels), 2), *views
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"ft"}))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 
 
 class TinyNetwork(nn.Module):
@@ -49,21 +49,23 @@ class Pointwise(nn.Module):
         return self.image(images) * self.weights.reshape(1, -1, *[1] * (images.ndim - 2))
 
 
-def pair_of(student: nn.Module, teacher: nn.Module, out_channels: int, spatial_dims: int = 2, **given: Any) -> Pair:
+def pair_of(
+    student: nn.Module, teacher: nn.Module, out_channels: int, spatial_dims: int = 2, **given: Any
+) -> NetworkPair:
     channels = tuple(teacher.tap_channels), tuple(student.tap_channels)
     teacher.eval().requires_grad_(False)
-    return Pair(teacher, student, *channels, out_channels, spatial_dims=spatial_dims, **given)
+    return NetworkPair(teacher, student, *channels, out_channels, spatial_dims=spatial_dims, **given)
 
 
 def tiny_pair(
     spatial_dims: int = 2, student: tuple[int, int] = (3, 4), teacher: tuple[int, int] = (4, 5), seed: int = 0
-) -> Pair:
+) -> NetworkPair:
     torch.manual_seed(seed)
     networks = [TinyNetwork(channels, 3, spatial_dims).double() for channels in (student, teacher)]
     return pair_of(*networks, 3, spatial_dims)
 
 
-def equal_pair(spatial_dims: int = 2) -> Pair:
+def equal_pair(spatial_dims: int = 2) -> NetworkPair:
     """A teacher and its exact copy, both in evaluation mode."""
     torch.manual_seed(1)
     teacher = TinyNetwork((3, 4), 3, spatial_dims).double()
@@ -77,7 +79,7 @@ def tiny_batch(spatial_dims: int = 2, batch: int = 2, side: int = 8) -> tuple[to
     return images, (3 * images).long().clamp(max=2)
 
 
-def views(pair: Pair, images: torch.Tensor) -> tuple[Tapped, Tapped]:
+def views(pair: NetworkPair, images: torch.Tensor) -> tuple[Tapped, Tapped]:
     """What both networks make of the images, the student with its graph."""
     found = []
     for network in (pair.student, pair.teacher):

@@ -13,7 +13,7 @@ from ignite.engine import Engine
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 from pipeline.evaluation import OrganDice, PerOrganReport, score_case
 from pipeline.evaluation.engine_cases import count_pairs, engine_cases, tensor_confusion_matrix
 from pipeline.evaluation.overlap import confusion_matrix
@@ -75,7 +75,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def refused(match: str, *arguments, **keywords) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011 (ignite passes on what a handler raises)
         evaluate(*arguments, **keywords)
-    cause = input_error_behind(caught.value)
+    cause = find_input_error(caught.value)
     assert cause is not None
     assert match in str(cause)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.evaluation import MM, TRANSUNET, protocol_named, report_table, score_case, write_report
+from pipeline.evaluation import MM, TRANSUNET, protocol_named, score_case, write_report
 from pipeline.evaluation.provenance import describe_run, sha256_of
 from pipeline.evaluation.report import check_output_folder
 from pipeline.evaluation.tables import text_table
@@ -142,7 +142,7 @@ def test_a_report_that_fails_leaves_the_old_one_whole(tmp_path):
 
 
 def test_console_table_shows_counts_and_three_digits():
-    table = report_table(MM.summarise(scores()))
+    table = MM.table(MM.summarise(scores()))
     header, liver, kidney, _, aorta, mean, note = table.splitlines()
     assert header.split()[:7] == ["organ", "cases", "ok", "missed", "false", "pos", "absent"]
     assert liver.split() == ["liver", "1", "1", "0", "0", "0", "1.000", "-", "0.00", "0.00", "0.00", "0.00"]
@@ -154,7 +154,7 @@ def test_console_table_shows_counts_and_three_digits():
 
 
 def test_console_table_of_the_published_convention_warns():
-    assert "published Synapse figures alone" in report_table(TRANSUNET.summarise(scores(protocol=TRANSUNET)))
+    assert "published Synapse figures alone" in TRANSUNET.table(TRANSUNET.summarise(scores(protocol=TRANSUNET)))
 
 
 def test_text_table_aligns():

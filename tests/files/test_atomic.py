@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from pipeline.errors import InputError, disk_error_behind
+from pipeline.errors import InputError, find_disk_error
 from pipeline.files.atomic import remove_unfinished, replace_when_complete, write_json, write_tensors
 
 
@@ -79,8 +79,8 @@ def test_other_failures_of_a_writer_keep_their_traceback(tmp_path):
 def test_disk_error_is_found_behind_wrappers():
     wrapped = RuntimeError("wrapped")
     wrapped.__context__ = full = OSError(errno.ENOSPC, "No space left on device")
-    assert disk_error_behind(wrapped) is full
-    assert disk_error_behind(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
+    assert find_disk_error(wrapped) is full
+    assert find_disk_error(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
 
 
 def test_only_what_a_killed_writer_left_is_removed(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pipeline.errors import InputError, run_command
-from pipeline.networks import FOREIGN, NETWORKS, build_network, save_model
+from pipeline.networks import MONAI_NETWORKS, NETWORKS, build_network, save_model
 from pipeline.networks.__main__ import main
 
 SEGRESNET = "monai.networks.nets.SegResNet"
@@ -42,7 +42,7 @@ def model_file(tmp_path):
 
 
 def test_names_alone(printed):
-    assert printed() == [*NETWORKS, *FOREIGN]
+    assert printed() == [*NETWORKS, *MONAI_NETWORKS]
 
 
 def test_published_costs(printed):

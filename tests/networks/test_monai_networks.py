@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.distillation import FeatureTaps
 from pipeline.errors import InputError
 from pipeline.networks import (
-    FOREIGN,
+    MONAI_NETWORKS,
     PaddedInferer,
     build_network,
     feature_maps,
@@ -75,7 +75,7 @@ def save(path, network, size=32):
 
 
 def test_every_network_of_the_list_is_tried():
-    assert set(FOREIGN) == {MONAI + short for short in CASES}
+    assert set(MONAI_NETWORKS) == {MONAI + short for short in CASES}
 
 
 def test_it_is_monais_network(short):
@@ -290,7 +290,7 @@ def test_package_that_is_not_installed_is_named(monkeypatch):
 
 
 def test_network_that_does_more_than_logits_is_refused(monkeypatch):
-    class Pair(nn.Conv2d):
+    class NetworkPair(nn.Conv2d):
         def __init__(self, spatial_dims, in_channels, out_channels, features=()):
             super().__init__(in_channels, out_channels, 1)
 
@@ -298,7 +298,7 @@ def test_network_that_does_more_than_logits_is_refused(monkeypatch):
             logits = super().forward(images)
             return [logits] if self.training else logits
 
-    monkeypatch.setattr(nets, "BasicUNet", Pair)
+    monkeypatch.setattr(nets, "BasicUNet", NetworkPair)
     with pytest.raises(InputError, match=r"gives a list, not logits \(1, 2, 48, 80\)"):
         build_network(MONAI + "BasicUNet")
 
@@ -309,7 +309,7 @@ def test_network_that_does_more_than_logits_is_refused(monkeypatch):
         "os.system",
         "builtins.eval",
         "torch.nn.Linear",
-        "pipeline.networks.monai_networks.build_foreign",
+        "pipeline.networks.monai_networks.build_monai_network",
         "monai.bundle.run",
         "monai.networks.nets",
         MONAI + "DenseNet121",

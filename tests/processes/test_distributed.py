@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.distillation import METHODS, build_distiller
 from pipeline.distillation.build import build_method, settings_of
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.errors import InputError
 from pipeline.networks import BatchNorm2d, build_network
 from pipeline.processes import distributed
@@ -377,14 +377,14 @@ DRAWN = {"bss", "lwm", "mgd"}
 def test_terms_are_means_over_images_unless_the_method_says_otherwise(name):
     torch.manual_seed(0)
     teacher, student = TinyNetwork(norm=False).eval(), TinyNetwork(norm=False)
-    pair = Pair(teacher, student, teacher.tap_channels, student.tap_channels, CLASSES, size=64)
+    pair = NetworkPair(teacher, student, teacher.tap_channels, student.tap_channels, CLASSES, size=64)
     images, labels = images_and_labels()
     options = {"preset": "paper"} if name == "graph_flow" else {}
     if "balance" in settings_of(METHODS[name]):
         options["balance"] = 0.0  # else pixels count by the classes of the whole batch: the runs above have it
     parts = build_method(name, pair, options)
     for part in (part.eval() for part in parts.values()):  # neither spectral norm nor batch statistics move
-        if part.whole_batch:
+        if part.needs_whole_batch:
             continue
         whole, *halves = (
             part(tapped(student, images[take]), tapped(teacher, images[take]), labels[take])

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pipeline.errors import InputError
 from pipeline.processes import lost_ranks
-from pipeline.processes.lost_ranks import connection_error_behind, describe_loss, watch
+from pipeline.processes.lost_ranks import describe_loss, find_connection_error, watch
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
@@ -115,7 +115,7 @@ def test_lost_connection_is_one_line_and_exit_code_1(board, capsys):
     ],
 )
 def test_what_counts_as_a_lost_connection(error, lost):
-    assert (connection_error_behind(error) is not None) == lost
+    assert (find_connection_error(error) is not None) == lost
 
 
 SCRIPT = """

@@ -92,7 +92,7 @@ class Dataset:
         return len(self.labels)
 
     @property
-    def demands(self) -> dict[str, Any]:
+    def model_requirements(self) -> dict[str, Any]:
         """What a model must have been trained with to fit this dataset; `pipeline.networks.load_model` compares it."""
         return {
             "labels": self.labels,
@@ -121,13 +121,6 @@ class Dataset:
         if unlabelled:
             raise InputError(f"no label for {listed(unlabelled)} in split '{split}' of {where}: add the label files")
         return [{"case": case.case, "image": str(case.image), "label": str(case.label)} for case in cases]
-
-    def label_of(self, organ: str) -> int:
-        """Return the label value of `organ`; `InputError` with the nearest name for an organ that is not here."""
-        for value, name in self.labels.items():
-            if name == organ:
-                return value
-        raise InputError(f"organ {organ!r} is not in dataset '{self.name}'; {_nearest(organ, self.organs.values())}")
 
 
 def load_dataset(

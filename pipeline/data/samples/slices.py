@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pipeline.data.samples.slice_cache import building, cache_key, open_slices
 from pipeline.data.scans.geometry import ANGLE_TOLERANCE_RAD, POSITION_TOLERANCE_MM, affine_difference
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _preprocess(
     try:
         prepared = preprocessing(dict(entry))
     except Exception as error:
-        cause = input_error_behind(error)
+        cause = find_input_error(error)
         if cause is None:
             raise RuntimeError(f"preprocessing failed for case {case}: {error}") from error
         raise InputError(f"case {case}: {cause}") from error

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.connector import connectors_of
 from pipeline.distillation.settings import check_number
 
@@ -48,7 +48,7 @@ class ActivationBoundaries(DistillationMethod):
         InputError: the margin is not positive.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.5, margin: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5, margin: float = 1.0) -> None:
         super().__init__({"ab": weight})
         self.margin = check_number("ab", "margin", margin)
         self.connectors = connectors_of(pair)

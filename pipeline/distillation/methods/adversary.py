@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from pipeline.distillation.method import Pair
+from pipeline.distillation.method import NetworkPair
 from pipeline.distillation.methods.adversarial import AdversarialDistillation
 from pipeline.errors import InputError
 from pipeline.networks.discriminator import SMALLEST, Discriminator
 
 
-def check_adversary(method: str, setting: str, pair: Pair) -> None:
+def check_adversary(method: str, setting: str, pair: NetworkPair) -> None:
     """Raise `InputError` unless the discriminator can take the logits of the pair.
 
     `setting` is the one of `method` whose 0 leaves it out.
@@ -24,7 +24,7 @@ def check_adversary(method: str, setting: str, pair: Pair) -> None:
         )
 
 
-def build_adversary(method: str, setting: str, pair: Pair, weight: float, kind: str) -> AdversarialDistillation:
+def build_adversary(method: str, setting: str, pair: NetworkPair, weight: float, kind: str) -> AdversarialDistillation:
     """Return adversarial distillation for a pair.
 
     Args:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import adapters_of
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import unit_vectors
 from pipeline.distillation.settings import check_number
 
@@ -67,7 +67,7 @@ class AttentiveFeatures(DistillationMethod):
         InputError: the ratio is not positive.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.5, ratio: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5, ratio: float = 1.0) -> None:
         super().__init__({"afd": weight})
         check_number("afd", "ratio", ratio)
         self.adapters = adapters_of(pair)

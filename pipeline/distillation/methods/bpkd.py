@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.class_balance import known_classes
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods import cwd, kd
 from pipeline.distillation.settings import check_number, check_whole
 
@@ -71,7 +71,7 @@ class BoundaryPrivileged(DistillationMethod):
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 1.0,
         edge: float = 1.0,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.extra_runs import run_again, seen_images
 from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.distillation.methods.relations import unit_vectors
@@ -91,7 +91,7 @@ class BoundarySamples(DistillationMethod):
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 0.2,
         temperature: float = 3.0,

@@ -18,7 +18,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import batch_regions, check_regions, unit_vectors
 from pipeline.distillation.settings import check_number, check_whole
 
@@ -46,11 +46,11 @@ class CorrelationCongruence(DistillationMethod):
         regions: at most so many cells of the whole batch are compared.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 10.0,
         gamma: float = 0.4,

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversary import build_adversary
 from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE, KnowledgeDistillation
-from pipeline.distillation.methods.relations import NOTHING, common_grid, largest_grid, region_vectors, unit_vectors
+from pipeline.distillation.methods.relations import NEGLIGIBLE, common_grid, largest_grid, region_vectors, unit_vectors
 from pipeline.distillation.settings import check_whole
 
 PLACES = 1024
@@ -52,7 +52,7 @@ def cross_layer_correlation(shallow: torch.Tensor, deep: torch.Tensor) -> Correl
 def _inverse_row_lengths(cells: torch.Tensor) -> torch.Tensor:
     """Return one over the length of each row of cells cells^T, (B, N, 1); 0 for a cell without a direction."""
     squared = ((cells @ (cells.transpose(1, 2) @ cells)) * cells).sum(dim=-1, keepdim=True)
-    there = squared > NOTHING
+    there = squared > NEGLIGIBLE
     return torch.where(there, torch.where(there, squared, 1.0).rsqrt(), 0.0)
 
 
@@ -95,7 +95,7 @@ class CoCo(DistillationMethod):
         grid: cells per axis, at most 1024 in all: by default 32 for images and 10 for volumes.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 2.0, grid: int | None = None) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 2.0, grid: int | None = None) -> None:
         super().__init__({"coco": weight})
         most = largest_grid(PLACES, pair.spatial_dims)
         self.loss = CoCoLoss(most if grid is None else check_whole("coco", "grid", grid, 2, most))
@@ -107,7 +107,7 @@ class CoCo(DistillationMethod):
 
 
 def build_coco(
-    pair: Pair,
+    pair: NetworkPair,
     *,
     weight: float = 2.0,
     kd: float = 1.0,

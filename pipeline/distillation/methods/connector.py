@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation.adapters import pointwise, resized
-from pipeline.distillation.method import Pair
+from pipeline.distillation.method import NetworkPair
 
 
 class Connector(nn.Module):
@@ -32,7 +32,7 @@ class Connector(nn.Module):
         return resized(self.norm(self.convolution(student)), teacher.shape[2:])
 
 
-def connectors_of(pair: Pair) -> nn.ModuleList:
+def connectors_of(pair: NetworkPair) -> nn.ModuleList:
     """Return a connector for each tap of a pair, shallow to deep."""
     return nn.ModuleList(
         Connector(of_student, of_teacher, pair.spatial_dims)

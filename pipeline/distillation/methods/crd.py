@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import batch_regions, check_regions, unit_vectors
 from pipeline.distillation.settings import check_number, check_whole
 
@@ -52,11 +52,11 @@ class ContrastiveRepresentation(DistillationMethod):
         InputError: a setting that is not positive, or a grid or number of regions out of range.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 0.2,
         temperature: float = 0.1,

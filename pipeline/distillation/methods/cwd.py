@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import Adapter
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.settings import check_number
 
 TEMPERATURE = 4.0
@@ -76,7 +76,7 @@ class ChannelWise(DistillationMethod):
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 1.0,
         logits: float = 3.0,

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 
 # Standard deviation of probabilities below which they count as alike. Those of a confident pixel have 0.3 to 0.5, those
 # of an organ on a thousandth of all pixels 0.03.
@@ -60,9 +60,9 @@ class StrongerTeacher(DistillationMethod):
         intra: weight of the term over pixels; likewise. Both terms start at about 1 or below.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
-    def __init__(self, pair: Pair, *, weight: float = 1.0, inter: float = 1.0, intra: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, inter: float = 1.0, intra: float = 1.0) -> None:
         super().__init__({"dist_inter": weight * inter, "dist_intra": weight * intra})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.class_balance import check_balance, known_classes, pixel_weights
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE
 from pipeline.distillation.settings import check_number
 
@@ -92,7 +92,7 @@ class DecoupledDistillation(DistillationMethod):
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 1.0,
         alpha: float = 1.0,

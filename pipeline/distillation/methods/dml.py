@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.extra_runs import seen_images
 from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.distillation.settings import check_number
@@ -63,7 +63,7 @@ class MutualLearning(DistillationMethod):
         InputError: the learning rate is not positive.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 1.0, learning_rate: float | None = None) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, learning_rate: float | None = None) -> None:
         super().__init__({"dml": weight})
         rate = pair.learning_rate if learning_rate is None else learning_rate
         check_number("dml", "learning_rate", rate)

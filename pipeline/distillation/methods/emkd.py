@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation.adapters import resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.at import attention_loss
 from pipeline.distillation.methods.class_regions import class_masks, class_means
 from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE, KnowledgeDistillationLoss
@@ -73,11 +73,11 @@ class EfficientMedical(DistillationMethod):
         p: power of the activations in the importance maps, from 1.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 1.0,
         prediction: float = 0.1,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.errors import InputError
 from pipeline.processes.distributed import ranks
 
@@ -33,7 +33,7 @@ def statistics_untouched(network: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
 
 
-def run_again(pair: Pair, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def run_again(pair: NetworkPair, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the logits (B, K, ...) of one of the pair's networks, in its mode, with a graph where gradients are on.
 
     Nothing of the network changes: the statistics of its batch normalisation are those of the first run alone.

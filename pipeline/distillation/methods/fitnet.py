@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import adapters_of
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 
 
 class FitNet(DistillationMethod):
@@ -28,7 +28,7 @@ class FitNet(DistillationMethod):
         weight: of the term, which starts at about the mean square of the features, 1.5 to 4 in our networks; hence 0.1.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.1) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.1) -> None:
         super().__init__({"fitnet": weight})
         self.adapters = adapters_of(pair)
 

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import adapters_of, resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.paraphrased import FrozenParaphrasers, check_paraphrasers
 from pipeline.errors import InputError
 
@@ -65,7 +65,7 @@ class FlowOfSolution(DistillationMethod):
         InputError: a single tap, or paraphrasers of other networks.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.3) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.3) -> None:
         super().__init__({"fsp": weight})
         if len(pair.teacher_channels) < 2:
             raise InputError("fsp: it compares flows between two layers, but the networks have one tap; give two")

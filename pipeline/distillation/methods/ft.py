@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.distillation.adapters import resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import unit_vectors
 from pipeline.distillation.paraphrased import FrozenParaphrasers, check_paraphrasers
 
@@ -67,7 +67,7 @@ class FactorTransfer(DistillationMethod):
         InputError: paraphrasers are missing or belong to other networks.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 1.0) -> None:
         super().__init__({"ft": weight})
         check_paraphrasers("ft", pair)
         self.paraphrasers = FrozenParaphrasers(pair.paraphrasers)

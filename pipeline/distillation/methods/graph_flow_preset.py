@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.distillation.adapters import identity_adapter
-from pipeline.distillation.method import DistillationMethod, Pair
+from pipeline.distillation.method import DistillationMethod, NetworkPair
 from pipeline.distillation.methods.adversary import build_adversary
 from pipeline.distillation.methods.graph_flow import GraphFlow, GraphFlowLoss
 from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE, KnowledgeDistillation
@@ -77,7 +77,7 @@ def graph_flow_preset(name: str, changes: Mapping[str, Any] | None = None) -> Gr
     return replace(PRESETS[name], **dict(changes or {}))
 
 
-def build_graph_flow(pair: Pair, *, preset: str = "bounded", **settings: Any) -> dict[str, DistillationMethod]:
+def build_graph_flow(pair: NetworkPair, *, preset: str = "bounded", **settings: Any) -> dict[str, DistillationMethod]:
     """Return the methods that make up Graph Flow by name; `settings` are fields of `GraphFlowPreset` to change.
 
     Raises:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.distillation.adapters import resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.class_regions import class_masks, class_means
 from pipeline.distillation.methods.relations import unit_vectors
 
@@ -54,7 +54,7 @@ class IntraClassVariation(DistillationMethod):
         weight: weight of the term, which starts at about 0.05 to 0.3. The authors' 50 would drown a mean cross-entropy.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 5.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 5.0) -> None:
         super().__init__({"ifvd": weight})
         self.classes = pair.out_channels
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import (
-    NOTHING,
+    NEGLIGIBLE,
     check_regions,
     common_grid,
-    evenly,
+    evenly_spaced_rows,
     region_vectors,
     squared_distances,
 )
@@ -31,7 +31,7 @@ from pipeline.distillation.methods.relations import (
 def by_largest(values: torch.Tensor) -> torch.Tensor:
     """Return values from 0 divided by the largest, which keeps its gradient; 0 where all are 0."""
     largest = values.max()
-    there = largest > NOTHING
+    there = largest > NEGLIGIBLE
     return torch.where(there, values / torch.where(there, largest, 1.0), 0.0)
 
 
@@ -61,11 +61,11 @@ class RelationshipGraph(DistillationMethod):
         regions: at most so many cells of the whole batch are compared.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 1.0,
         vertices: float = 0.05,
@@ -84,7 +84,7 @@ class RelationshipGraph(DistillationMethod):
         maps = [(*view.features, view.logits) for view in (student, teacher)]
         cells = common_grid(self.grid, *maps[0], *maps[1])
         of_student, of_teacher = (
-            [evenly(region_vectors(one, cells).flatten(0, 1), self.regions) for one in of_network]
+            [evenly_spaced_rows(region_vectors(one, cells).flatten(0, 1), self.regions) for one in of_network]
             for of_network in maps
         )
         taps = zip(of_student[:-1], of_teacher[:-1], strict=True)

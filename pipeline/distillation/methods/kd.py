@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.class_balance import check_balance, known_classes, pixel_weights
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.settings import check_number
 
 TEMPERATURE, BALANCE = 2.0, 0.5
@@ -70,7 +70,7 @@ class KnowledgeDistillation(DistillationMethod):
     """
 
     def __init__(
-        self, pair: Pair, *, weight: float = 1.0, temperature: float = TEMPERATURE, balance: float = BALANCE
+        self, pair: NetworkPair, *, weight: float = 1.0, temperature: float = TEMPERATURE, balance: float = BALANCE
     ) -> None:
         super().__init__({"kd": weight})
         self.loss = KnowledgeDistillationLoss(temperature, balance)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.class_balance import check_balance
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE, KnowledgeDistillationLoss
 from pipeline.distillation.settings import check_number
 from pipeline.errors import InputError
@@ -47,7 +47,7 @@ class StandardisedLogits(DistillationMethod):
     """
 
     def __init__(
-        self, pair: Pair, *, weight: float = 2.0, temperature: float = TEMPERATURE, balance: float = BALANCE
+        self, pair: NetworkPair, *, weight: float = 2.0, temperature: float = TEMPERATURE, balance: float = BALANCE
     ) -> None:
         super().__init__({"logit_std": weight})
         if pair.out_channels < 3:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 
 
 class LogitsMatching(DistillationMethod):
@@ -25,7 +25,7 @@ class LogitsMatching(DistillationMethod):
             brings it to the cross-entropy's size. Comparisons on small class images use 0.1.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.05) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.05) -> None:
         super().__init__({"logits_mse": weight})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.extra_runs import check_twice_differentiable, run_again, seen_images
 from pipeline.distillation.methods.relations import unit_vectors
 from pipeline.distillation.taps import FeatureTaps
@@ -82,7 +82,7 @@ class LearningWithoutMemorizing(DistillationMethod):
             learning one class after another; the code that carried it to distillation weighs the mean by 0.4.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 1.0) -> None:
         super().__init__({"lwm": weight})
         self.pair = pair
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import adapters_of
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.settings import check_number
 
 
@@ -59,7 +59,7 @@ class MaskedGeneration(DistillationMethod):
         InputError: `hidden` is out of its range.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.1, hidden: float = 0.75) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.1, hidden: float = 0.75) -> None:
         super().__init__({"mgd": weight})
         self.hidden = check_number("mgd", "hidden", hidden, least=0, most=0.95)
         self.adapters = adapters_of(pair)

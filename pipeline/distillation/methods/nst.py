@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.distillation.adapters import resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import unit_vectors
 
 
@@ -46,7 +46,7 @@ class NeuronSelectivity(DistillationMethod):
             would outweigh the cross-entropy.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 5.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 5.0) -> None:
         super().__init__({"nst": weight})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.connector import connectors_of
 from pipeline.distillation.settings import check_number
-from pipeline.processes.whole_batch import whole_batch
+from pipeline.processes.whole_batch import gather_batch
 
 
 def partial_distance(student: torch.Tensor, teacher: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class NegativeMeans(nn.Module):
         if self.training:
             values = features.transpose(0, 1).flatten(1)
             mine = torch.stack([values.clamp(max=0).sum(dim=1), (values < 0).sum(dim=1).to(values.dtype)])
-            sums, counts = whole_batch(mine[None]).sum(dim=0)
+            sums, counts = gather_batch(mine[None]).sum(dim=0)
             batch = sums / counts.clamp(min=1)
             moved = torch.where(self.known, self.means + self.momentum * (batch - self.means), batch)
             self.means.copy_(torch.where(counts > 0, moved, self.means))
@@ -82,7 +82,7 @@ class FeatureOverhaul(DistillationMethod):
         InputError: the momentum is outside (0, 1].
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.5, momentum: float = 0.1) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5, momentum: float = 0.1) -> None:
         super().__init__({"ofd": weight})
         check_number("ofd", "momentum", momentum, most=1)
         self.connectors = connectors_of(pair)

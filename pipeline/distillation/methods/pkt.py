@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import batch_regions, unit_vectors
 from pipeline.distillation.settings import check_whole
 
@@ -56,9 +56,9 @@ class ProbabilisticTransfer(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
-    def __init__(self, pair: Pair, *, weight: float = 10.0, grid: int = 4) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 10.0, grid: int = 4) -> None:
         super().__init__({"pkt": weight})
         self.grid = check_whole("pkt", "grid", grid, 1)
 

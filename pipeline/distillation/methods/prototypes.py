@@ -18,7 +18,7 @@ import torch
 
 from pipeline.class_balance import check_balance, known_classes
 from pipeline.distillation.adapters import adapters_of
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.class_regions import class_masks, class_means
 
 
@@ -55,10 +55,16 @@ class ClassPrototypes(DistillationMethod):
         InputError: `balance` is no number from 0 to 1.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(
-        self, pair: Pair, *, weight: float = 1.0, logits: float = 1.0, features: float = 0.1, balance: float = 1.0
+        self,
+        pair: NetworkPair,
+        *,
+        weight: float = 1.0,
+        logits: float = 1.0,
+        features: float = 0.1,
+        balance: float = 1.0,
     ) -> None:
         super().__init__({"prototypes_logits": weight * logits, "prototypes_features": weight * features})
         self.classes, self.balance = pair.out_channels, check_balance("prototypes", balance)

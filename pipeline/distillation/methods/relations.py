@@ -11,7 +11,7 @@ from pipeline.distillation.adapters import resized
 from pipeline.distillation.settings import check_whole
 
 # Squared length below which a vector has no direction.
-NOTHING = 1e-12
+NEGLIGIBLE = 1e-12
 
 
 def largest_grid(places: int, spatial_dims: int) -> int:
@@ -41,7 +41,7 @@ def region_vectors(features: torch.Tensor, cells: Sequence[int]) -> torch.Tensor
     return resized(features, cells).flatten(2).transpose(1, 2)
 
 
-def evenly(vectors: torch.Tensor, most: int) -> torch.Tensor:
+def evenly_spaced_rows(vectors: torch.Tensor, most: int) -> torch.Tensor:
     """Return at most `most` rows of (N, C), evenly taken from the first to the last, so always the same ones."""
     count = vectors.shape[0]
     if count <= most:
@@ -62,7 +62,7 @@ def batch_regions(
     """
     cells = common_grid(grid, student, teacher)
     of_student, of_teacher = (
-        evenly(region_vectors(features, cells).flatten(0, 1), most) for features in (student, teacher)
+        evenly_spaced_rows(region_vectors(features, cells).flatten(0, 1), most) for features in (student, teacher)
     )
     return of_student, of_teacher
 
@@ -73,7 +73,7 @@ def unit_vectors(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
     `F.normalize` divides the gradient at a zero vector by its epsilon instead, which throws a network far off.
     """
     squared = vectors.square().sum(dim=dim, keepdim=True)
-    there = squared > NOTHING
+    there = squared > NEGLIGIBLE
     return vectors * torch.where(there, torch.where(there, squared, 1.0).rsqrt(), 0.0)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import pointwise, resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 
 LEVELS = (4, 2, 1)
 MOST_CHANNELS = 512  # of the fused maps, as in the authors' code
@@ -99,7 +99,7 @@ class KnowledgeReview(DistillationMethod):
             the sum over taps, and let it rise over the first epochs (`ramp` in a mix does).
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.1) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.1) -> None:
         super().__init__({"review": weight})
         fused, deepest = min(MOST_CHANNELS, pair.student_channels[-1]), len(pair.student_channels) - 1
         self.fusions = nn.ModuleList(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import batch_regions, check_regions, unit_vectors
 
 # A share of the root mean square distance, above what rounding leaves between equal regions.
@@ -58,11 +58,11 @@ class RelationalDistillation(DistillationMethod):
         regions: at most so many cells N of the whole batch are compared; angles take N^3 values.
     """
 
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(
         self,
-        pair: Pair,
+        pair: NetworkPair,
         *,
         weight: float = 1.0,
         distance: float = 5.0,

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.class_balance import check_balance, known_classes, pixel_weights
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation
 from pipeline.distillation.methods.adversary import check_adversary
 from pipeline.distillation.methods.kd import BALANCE
@@ -90,7 +90,13 @@ class PixelPairDistillation(DistillationMethod):
     """
 
     def __init__(
-        self, pair: Pair, *, pixel: float = 1.0, pairwise: float = 0.1, scale: float = 0.5, balance: float = BALANCE
+        self,
+        pair: NetworkPair,
+        *,
+        pixel: float = 1.0,
+        pairwise: float = 0.1,
+        scale: float = 0.5,
+        balance: float = BALANCE,
     ) -> None:
         super().__init__({"skd_pixel": pixel, "skd_pair": pairwise})
         nodes = math.ceil(1 / check_number("skd", "scale", scale, most=0.5) - 1e-9)
@@ -129,7 +135,7 @@ class HolisticDistillation(AdversarialDistillation):
 
 
 def build_skd(
-    pair: Pair,
+    pair: NetworkPair,
     *,
     weight: float = 1.0,
     pixel: float = 1.0,

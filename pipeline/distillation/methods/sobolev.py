@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.extra_runs import check_twice_differentiable, run_again, seen_images
 from pipeline.distillation.methods.relations import unit_vectors
 
@@ -56,7 +56,7 @@ class SobolevTraining(DistillationMethod):
             takes the mean over pixels and weighs it by 20, which fits images of 32 x 32.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 0.5) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5) -> None:
         super().__init__({"sobolev": weight})
         self.pair = pair
 

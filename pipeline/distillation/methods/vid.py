@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.adapters import pointwise, resized
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.settings import check_number
 
 SMALLEST_VARIANCE = 1e-6
@@ -67,7 +67,7 @@ class VariationalInformation(DistillationMethod):
         InputError: `variance` is not positive or not finite.
     """
 
-    def __init__(self, pair: Pair, *, weight: float = 1.0, variance: float = 5.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, variance: float = 5.0) -> None:
         super().__init__({"vid": weight})
         check_number("vid", "variance", variance)
         channels = zip(pair.student_channels, pair.teacher_channels, strict=True)

@@ -31,10 +31,10 @@ def find_scans(inputs: Inputs) -> list[Source]:
     Hidden files and files of other formats in a folder are passed over. Raises `InputError` for paths that are
     missing (all of them in one message), a folder without scans, and two scans of one case name.
     """
-    return find_sources(inputs, ScanDataset.noun, _behind)
+    return find_sources(inputs, ScanDataset.noun, _sources_of)
 
 
-def _behind(path: Path) -> list[Source]:
+def _sources_of(path: Path) -> list[Source]:
     # A folder named like a file is no folder of scans: read_volume says so.
     return _in_folder(path) if path.is_dir() and scan_suffix(path) is None else [Scan(_case_of(path), path)]
 

@@ -30,10 +30,10 @@ def find_slides(inputs: Inputs) -> list[Source]:
     Cases bear the name of the file without its suffix. Hidden files and files of other formats in a folder are passed
     over. Raises `InputError` for missing paths, a folder without slides, and two slides of one case name.
     """
-    return find_sources(inputs, SlideDataset.noun, _behind)
+    return find_sources(inputs, SlideDataset.noun, _sources_of)
 
 
-def _behind(path: Path) -> list[Source]:
+def _sources_of(path: Path) -> list[Source]:
     if not path.is_dir() or is_slide(path):
         return [SlideFile(path.stem, path)]
     entries = [entry for entry in visible_entries(path) if is_slide(entry)]

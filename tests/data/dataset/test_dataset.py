@@ -60,7 +60,6 @@ def test_a_good_folder(folder):
     assert (dataset.name, dataset.modality, dataset.spacing_known) == ("tiny", "CT", True)
     assert dataset.intensity == CT_WINDOW
     assert [case.case for case in dataset.split("training")] == ["a", "b"]
-    assert dataset.label_of("left kidney") == 2
     assert dataset.datalist("test") == [
         {"case": "d", "image": str(folder / "images/d.nii.gz"), "label": str(folder / "labels/d.nii.gz")}
     ]
@@ -249,14 +248,6 @@ def test_test_cases_without_label(folder):
     assert dataset.test[0].label is None
     with pytest.raises(InputError, match="no label for d in split 'test'"):
         dataset.datalist("test")
-
-
-@pytest.mark.parametrize(
-    ("organ", "message"), [("livr", "did you mean 'liver'"), ("brain", "it has liver, left kidney")]
-)
-def test_unknown_organ(folder, organ, message):
-    with pytest.raises(InputError, match=message):
-        load_dataset(write(folder, content())).label_of(organ)
 
 
 def test_unknown_split(folder):

@@ -14,7 +14,7 @@ from monai.transforms import ClassesToIndicesd, Compose, RandCropByLabelClassesd
 from torch.utils.data import DataLoader
 
 from pipeline.data import PatchDataset, patch_augmentation
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 
 KEYS = ("image", "label")
 ENTRIES = [{"case": name, "image": name, "label": name} for name in ("a", "b", "c")]
@@ -128,7 +128,7 @@ def bad(change: str):
 def test_bad_case_is_told_by_name(change, message):
     with pytest.raises(RuntimeError) as caught:  # MONAI wraps it; programs look for the cause
         PatchDataset(ENTRIES, bad(change), patches(), 2)
-    assert re.search(message, str(input_error_behind(caught.value)))
+    assert re.search(message, str(find_input_error(caught.value)))
 
 
 def test_no_cases_and_unknown_augmentations_are_refused():

@@ -23,7 +23,7 @@ from pipeline.data.scans.volumes import (
     to_ras,
     write_label_map,
 )
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 
 SHAPE = (5, 6, 7)
 SPACING_MM = (0.7, 0.8, 2.5)
@@ -263,7 +263,7 @@ def test_load_image_does_not_fall_back_to_a_reader_that_takes_what_is_refused(tm
     LoadImaged("image")({"image": str(path)})
     with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps it in a RuntimeError)
         LoadImaged("image", reader=VolumeReader)({"image": str(path)})
-    assert "1 of 210 voxels are NaN" in str(input_error_behind(caught.value))
+    assert "1 of 210 voxels are NaN" in str(find_input_error(caught.value))
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.class_regions import class_masks, class_means
 from pipeline.distillation.methods.emkd import EfficientMedical, RegionAffinityLoss
 from pipeline.distillation.methods.ifvd import IntraClassVariation, class_variation, variation_loss
@@ -17,8 +17,8 @@ from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.errors import InputError
 
 
-def pair(**changes: object) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 3, **changes)
+def pair(**changes: object) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 3, **changes)
 
 
 def row(*vectors: tuple[float, ...]) -> torch.Tensor:

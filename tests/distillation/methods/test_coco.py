@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.distiller import Distiller
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.coco import CoCo, CoCoLoss, build_coco, cross_layer_correlation
 from pipeline.errors import InputError
 from pipeline.networks import build_network
 
 
-def pair(**changes: object) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 3, **changes)
+def pair(**changes: object) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 3, **changes)
 
 
 def cells(*vectors: tuple[float, ...]) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_bad_grids_are_refused(grid):
 def test_whole_method_trains_the_student_with_kd_and_adversary_beside_the_correlation():
     torch.manual_seed(0)
     teacher, student = build_network("enet", out_channels=2), build_network("mobile_unet", out_channels=2)
-    networks = Pair(teacher, student, teacher.tap_channels, student.tap_channels, 2, total_steps=5)
+    networks = NetworkPair(teacher, student, teacher.tap_channels, student.tap_channels, 2, total_steps=5)
     methods = build_coco(networks, weight=3.0, kd=0.5, adversarial_kind="hinge")
     distiller = Distiller(teacher, student, methods, total_steps=5)
     assert distiller.weights == {"coco": 3.0, "kd": 0.5, "adversarial": 0.1}

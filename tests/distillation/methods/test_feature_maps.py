@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.at import AttentionTransfer, attention_loss, attention_map
 from pipeline.distillation.methods.fitnet import FitNet
 from pipeline.distillation.methods.fsp import FlowOfSolution, flow_loss, flow_matrix
@@ -23,8 +23,8 @@ from pipeline.networks import Paraphraser
 LABELS = torch.zeros(1)
 
 
-def pair(student: tuple[int, ...], teacher: tuple[int, ...], **known: object) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), teacher, student, out_channels=2, **known)
+def pair(student: tuple[int, ...], teacher: tuple[int, ...], **known: object) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), teacher, student, out_channels=2, **known)
 
 
 def view(*features: torch.Tensor) -> Tapped:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.mgd import Generator, MaskedGeneration, visible_places
 from pipeline.distillation.methods.prototypes import ClassPrototypes, prototype_loss
 from pipeline.distillation.methods.review import AttentionFusion, KnowledgeReview, hierarchical_context_loss
@@ -19,8 +19,8 @@ CLASSES = 3
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def pair(student: int = 4, teacher: int = 4, dims: int = 2) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), (teacher, teacher), (student, student), CLASSES, spatial_dims=dims)
+def pair(student: int = 4, teacher: int = 4, dims: int = 2) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), (teacher, teacher), (student, student), CLASSES, spatial_dims=dims)
 
 
 def view(seed: int, channels: int = 4, side: int = 8, batch: int = 2, dims: int = 2) -> Tapped:
@@ -183,7 +183,7 @@ def test_fusion_by_hand():
 def test_each_tap_is_reviewed_with_all_deeper_ones_and_with_no_shallower_one():
     """The teacher's tap i is compared with the student's taps i, i + 1, ...: so far do its gradients reach."""
     torch.manual_seed(0)
-    fusions = KnowledgeReview(Pair(nn.Identity(), nn.Identity(), (3, 4, 5), (2, 4, 6), CLASSES)).fusions
+    fusions = KnowledgeReview(NetworkPair(nn.Identity(), nn.Identity(), (3, 4, 5), (2, 4, 6), CLASSES)).fusions
     assert [fusion.attention is None for fusion in fusions] == [False, False, True]
     taps = [torch.randn(2, c, side, side, requires_grad=True) for c, side in ((2, 8), (4, 4), (6, 2))]
     sizes, deeper = [torch.zeros(2, c, side, side) for c, side in ((3, 8), (4, 8), (5, 4))], None

@@ -12,12 +12,12 @@ from scipy.spatial.distance import cdist
 from scipy.stats import entropy
 from torch import nn
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.pkt import ProbabilisticTransfer, conditional_probabilities, probabilistic_loss
 from pipeline.distillation.methods.sp import SimilarityPreserving, similarity_loss, similarity_matrix
 from pipeline.errors import InputError
 
-PAIR = Pair(nn.Identity(), nn.Identity(), teacher_channels=(2,), student_channels=(2,), out_channels=2)
+PAIR = NetworkPair(nn.Identity(), nn.Identity(), teacher_channels=(2,), student_channels=(2,), out_channels=2)
 BOTH = pytest.mark.parametrize("method", [ProbabilisticTransfer, SimilarityPreserving])
 
 

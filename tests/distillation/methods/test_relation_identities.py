@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.cc import CorrelationCongruence
 from pipeline.distillation.methods.coco import CoCo
 from pipeline.distillation.methods.emkd import EfficientMedical
@@ -33,7 +33,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def build(name: str, dims: int = 2) -> DistillationMethod:
-    return METHODS[name](Pair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), CLASSES, spatial_dims=dims))
+    return METHODS[name](NetworkPair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), CLASSES, spatial_dims=dims))
 
 
 def view(seed: int, channels: int = 4, side: int = 8, batch: int = 2, dims: int = 2) -> Tapped:

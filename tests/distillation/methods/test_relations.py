@@ -10,18 +10,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.cc import CorrelationCongruence, taylor_kernel
 from pipeline.distillation.methods.irg import RelationshipGraph, edges, transform
-from pipeline.distillation.methods.relations import batch_regions, evenly, largest_grid, squared_distances, unit_vectors
+from pipeline.distillation.methods.relations import (
+    batch_regions,
+    evenly_spaced_rows,
+    largest_grid,
+    squared_distances,
+    unit_vectors,
+)
 from pipeline.distillation.methods.rkd import RelationalDistillation, angles, differences, relative_distances
 from pipeline.errors import InputError
 
 METHODS = {"cc": CorrelationCongruence, "rkd": RelationalDistillation, "irg": RelationshipGraph}
 
 
-def pair(**changes: object) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 2, **changes)
+def pair(**changes: object) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 2, **changes)
 
 
 def points(*rows: tuple[float, ...]) -> torch.Tensor:
@@ -43,7 +49,7 @@ def test_regions_are_means_of_cells_over_the_whole_batch():
 
 
 def test_too_many_regions_are_thinned_evenly():
-    assert evenly(torch.arange(10.0)[:, None], 4).flatten().tolist() == [0, 3, 6, 9]
+    assert evenly_spaced_rows(torch.arange(10.0)[:, None], 4).flatten().tolist() == [0, 3, 6, 9]
 
 
 @pytest.mark.parametrize(("places", "dims", "side"), [(1024, 2, 32), (1024, 3, 10), (1, 2, 1)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.method import Pair, Tapped
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.kd import BALANCE
 from pipeline.distillation.methods.skd import (
     HolisticDistillation,
@@ -22,8 +22,8 @@ from pipeline.errors import InputError
 NOBODY = torch.full((1, 1, 1, 1), -1)  # has labelled the pixel
 
 
-def pair(**changes: object) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 2, **changes)
+def pair(**changes: object) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 2, **changes)
 
 
 def test_pixel_term_by_hand():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.distillation.method import DistillationMethod, Pair, Tapped
+from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 
 CLASSES = 3
 Vector = Sequence[float]
@@ -20,8 +20,8 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def pair(student: tuple[int, ...], teacher: tuple[int, ...], **known: object) -> Pair:
-    return Pair(nn.Identity(), nn.Identity(), teacher, student, CLASSES, **known)
+def pair(student: tuple[int, ...], teacher: tuple[int, ...], **known: object) -> NetworkPair:
+    return NetworkPair(nn.Identity(), nn.Identity(), teacher, student, CLASSES, **known)
 
 
 def view(seed: int, channels: tuple[int, ...], side: int = 4, batch: int = 2) -> Tapped:

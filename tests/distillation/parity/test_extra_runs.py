@@ -13,7 +13,7 @@ import torch
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
-from pipeline.distillation.method import Pair
+from pipeline.distillation.method import NetworkPair
 from pipeline.distillation.methods.bss import BoundarySamples
 from pipeline.distillation.methods.lwm import LearningWithoutMemorizing
 from pipeline.distillation.methods.sobolev import SobolevTraining
@@ -22,7 +22,7 @@ from tests.distillation.tiny_pair import tiny_batch, tiny_pair, views
 
 
 @pytest.fixture
-def networks() -> Pair:
+def networks() -> NetworkPair:
     found = tiny_pair()
     found.student.eval()
     return found

@@ -14,7 +14,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Lambdad
 
 from pipeline.data import SLIDE_INTENSITY
-from pipeline.errors import InputError, input_error_behind
+from pipeline.errors import InputError, find_input_error
 from pipeline.evaluation import PerOrganReport, PooledIoU
 from pipeline.inference import CentreCropInferer
 from tests.evaluation.slides.tissue_masks import CANCER, IMAGES, IOU, IOU_BACKGROUND, LABELS, MIOU, mask, read
@@ -60,7 +60,7 @@ def items(images=IMAGES, tensor=MetaTensor) -> list[dict]:
 def refused(match: str, *arguments, **keywords) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011 (ignite passes on what a handler raises)
         evaluate(*arguments, **keywords)
-    cause = input_error_behind(caught.value)
+    cause = find_input_error(caught.value)
     assert cause is not None
     assert match in str(cause)
 

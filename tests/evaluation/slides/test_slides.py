@@ -21,7 +21,6 @@ from pipeline.evaluation import (
     overall_accuracy,
     pixel_counts,
     protocol_named,
-    report_table,
     score_image,
     summarise_classes,
     write_report,
@@ -234,7 +233,7 @@ class TestReport:
         assert pooled_summary(rows, summarise_classes(rows))["accuracy_ci95"] == [None, None]
 
     def test_console_table(self):
-        table = report_table(summarise_classes(scores()))
+        table = FULL.table(summarise_classes(scores()))
         header, background, cancer, mean, pooled, note = table.splitlines()
         assert header.split()[:3] == ["class", "images", "ok"]
         assert background.split()[:8] == ["background", "3", "3", "0", "0", "0", "0.706", "0.667"]
