@@ -20,9 +20,10 @@ say() { printf '\n== %s\n' "$*"; }
 # Shows a command as one would type it, and runs it.
 bundle() {
   local config=bundles/$1/configs/$2.yaml word line=''
+  case $2 in paraphrase | distill | evaluate) config="['bundles/$1/configs/train.yaml','$config']" ;; esac
   shift 2
   for word; do [[ $word == *[\ \{\[]* ]] && line+=" \"$word\"" || line+=" $word"; done
-  echo "+ python -m monai.bundle run --config_file $config$line"
+  echo "+ python -m monai.bundle run --config_file \"$config\"$line"
   python -W ignore -m monai.bundle run --config_file "$config" "$@"
 }
 

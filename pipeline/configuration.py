@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
 
-from pipeline.check_config import refuse_untrusted
+from pipeline import config_files
 from pipeline.errors import InputError, report_input_errors
 from pipeline.processes import distributed
 
@@ -29,21 +29,18 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
     MONAI accepts an override of a key that no config has (`--epocs 3`) in silence, and reports a value that was not
     given as a failure deep inside the component that needed it.
 
-    Config files that are not of this installation are checked before anything else of them is built. What MONAI
-    evaluates earlier (imports, the arguments of this call) escapes: `python -m pipeline.check_config` comes before it.
-
     Args:
         required: paths that have no default, by key; those that are None are reported together.
         seed: seed of Python, numpy and torch.
         arguments: the command line, `sys.argv[1:]` by default.
 
     Raises:
-        InputError: an override names no key of the config or cannot be its value, a required path is missing, or a
-            config file holds what `pipeline.check_config` finds.
+        InputError: a config file that is an overlay stands alone or holds a number that YAML reads as text, an override
+            names no key of the config or cannot be its value, or a required path is missing.
     """
     report_input_errors()
     arguments = sys.argv[1:] if arguments is None else arguments
-    check_trust(arguments)
+    config_files.check(_config_files(_options(arguments)))
     check_overrides(arguments)
     missing = [f"--{key}" for key, value in required.items() if value is None]
     if missing:
@@ -55,29 +52,13 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
     set_determinism(seed + 1000 * distributed.rank())  # weights come from rank 0; dropout must differ
 
 
-def check_trust(arguments: Sequence[str]) -> None:
-    """Refuse (`InputError`) config files of `monai.bundle run` that would run more than is allowed, unless trusted.
+def bundle_root(arguments: Sequence[str] | None = None) -> str:
+    """Return the folder of the bundle whose config the command line names, "." where it names none.
 
-    All files count that MONAI reads into the config: `--args_file`, metadata, tracking, and macros (`--key %file`).
-    Values on the command line do not: the user wrote them.
+    A config cannot tell where it lies, and a bundle must run from any directory.
     """
-    options = _options(arguments)
-    more = []
-    if "args_file" in options:
-        more.append(str(options["args_file"]))
-        options = {**ConfigParser.load_config_file(more[0]), **options}
-    if options.get("config_file") is None:
-        return
-    files = _file_list(options["config_file"])
-    metadata = Path(files[0]).parent / "metadata.json"
-    for name in ("meta_file", "tracking"):
-        named = _file_list(options[name]) if options.get(name) else []
-        more += [file for file in named if Path(file).is_file()]
-    if "meta_file" not in options and metadata.is_file():
-        more.append(str(metadata))
-    macros = [value[1:] for value in options.values() if isinstance(value, str) and value.startswith("%")]
-    more += [file for file, _ in map(ConfigParser.split_path_id, macros) if file]
-    refuse_untrusted(files, more)
+    files = _config_files(_options(sys.argv[1:] if arguments is None else arguments))
+    return str(Path(files[0]).resolve().parents[1]) if files else "."
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -91,12 +72,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
         InputError: the first unknown key, with the nearest known one; or the first value that cannot be.
     """
     options = _options(arguments)
-    if "args_file" in options:
-        options = {**ConfigParser.load_config_file(str(options["args_file"])), **options}
-    files = options.get("config_file")
-    if files is None:
+    files = _config_files(options)
+    if not files:
         return
-    parser = ConfigParser(ConfigParser.load_config_files(_file_list(files)))
+    parser = ConfigParser(ConfigParser.load_config_files(files))
     parser.resolve_macro_and_relative_ids()
     config = parser.get()
     for name, value in options.items():
@@ -141,7 +120,7 @@ def _check_value(name: str, default: Any, value: Any) -> None:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the `--name value`, `--name=value` and `--name` options of a command line, read as fire reads them."""
+    """Return the options of a command line, read as fire reads them, and under them those of its `--args_file`."""
     options: dict[str, Any] = {}
     for index, argument in enumerate(arguments):
         if not argument.startswith("--") or len(argument) == 2:
@@ -152,11 +131,14 @@ def _options(arguments: Sequence[str]) -> dict[str, Any]:
             options[name] = DefaultParseValue(value)
         else:
             options[name] = True if following.startswith("--") else DefaultParseValue(following)
+    if "args_file" in options:
+        return {**ConfigParser.load_config_file(str(options["args_file"])), **options}
     return options
 
 
-def _file_list(files: Any) -> list[str]:
-    """Return the config files of one `--config_file` value: a path, a list of paths, or paths with commas."""
+def _config_files(options: Mapping[str, Any]) -> list[str]:
+    """Return the files of `--config_file` (a path, a list, or paths with commas), none where it is not given."""
+    files = options.get("config_file", [])
     if not isinstance(files, str):
         return [str(file) for file in files]
     return [files] if Path(files).is_file() else files.split(",")

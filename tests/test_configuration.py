@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from pipeline.configuration import check_overrides, start
+from pipeline.configuration import bundle_root, check_overrides, start
 from pipeline.errors import InputError, find_input_error
 from pipeline.files.atomic import replace_when_complete, write_json
+from tests.bundles.bundle_commands import ROOT, config_files
 
 CONFIG = """
 epochs: 3
@@ -93,18 +93,45 @@ def test_options_of_an_args_file_are_checked_too(config, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "paraphrase", "distill", "evaluate", "inference"])
-def test_configs_of_the_bundle_know_their_keys_through_their_macros(name, monkeypatch):
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
-    file = f"bundles/synapse/configs/{name}.yaml"
-    check_overrides(["run", "--config_file", file, "--device", "cpu"])
+def test_overlays_know_the_keys_of_what_they_change(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check_overrides(["run", "--config_file", config_files("synapse", name), "--device", "cpu"])
     with pytest.raises(InputError, match="did you mean --device"):
-        check_overrides(["run", "--config_file", file, "--devcie", "cpu"])
+        check_overrides(["run", "--config_file", config_files("synapse", name), "--devcie", "cpu"])
+
+
+@pytest.mark.parametrize("name", ["paraphrase", "distill", "evaluate"])
+def test_overlay_alone_is_refused_with_the_two_files_to_name(name):
+    file = f"{ROOT}/bundles/synapse/configs/{name}.yaml"
+    with pytest.raises(InputError, match=rf"differs from train.yaml; name both: .*train.yaml','.*{name}.yaml'"):
+        start({}, arguments=["run", "--config_file", file])
+
+
+@pytest.mark.parametrize("number", ["1e-4", "3e5", "1.5e3", "-2E-3"])
+def test_number_that_yaml_reads_as_text_is_refused(number, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"epochs: 1\nlearning_rate: {number}\n")
+    with pytest.raises(InputError, match=rf"config.yaml, line 2: {number} is read as text"):
+        start({}, arguments=["run", "--config_file", str(file)])
+
+
+def test_numbers_as_yaml_wants_them_and_text_in_quotes_pass(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 1.0e-4\npatient: '12e4'\nname: e5\nlist: [1, 2.5]\n")
+    start({}, arguments=["run", "--config_file", str(file)])
+
+
+def test_bundle_root_is_the_folder_above_the_configs(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/train.yaml").write_text("a: 1\n")
+    assert bundle_root(["run", "--config_file", str(tmp_path / "configs/train.yaml")]) == str(tmp_path)
+    assert bundle_root([]) == "."
 
 
 @pytest.mark.parametrize("bundle", ["synapse", "gastric"])
 def test_options_whose_default_is_nought_take_fractions(bundle, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])
-    check_overrides(["run", "--config_file", f"bundles/{bundle}/configs/distill.yaml", "--balance", "0.5"])
+    monkeypatch.chdir(ROOT)
+    check_overrides(["run", "--config_file", config_files(bundle, "distill"), "--balance", "0.5"])
 
 
 def test_path_that_looks_like_a_number_is_refused():

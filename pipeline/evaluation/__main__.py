@@ -125,7 +125,7 @@ def _protocol(name: str | None, kind: str) -> Protocol:
     if protocol is PAPER:
         raise InputError(
             "protocol 'paper' crops images before the network sees them, which finished masks cannot follow; score "
-            "masks with full, and run bundles/gastric/configs/evaluate.yaml with --protocol paper"
+            "masks with full, and run the bundle's evaluate.yaml with --protocol paper"
         )
     return protocol
 

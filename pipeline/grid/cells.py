@@ -14,6 +14,7 @@ from pipeline.grid.equal_time import EqualTime
 from pipeline.networks import tap_channels
 
 TEACHER = "teacher"
+TRAIN = "train"  # all other configs of a grid are overlays on it
 PARAPHRASER_FILE, REPORT_FILE = "paraphraser.pt", "summary.json"
 # Each run's checkpoints and the folders of their reports; the last proves the run done.
 REPORTS = {"model.pt": "report", "model_last.pt": "report_last"}
@@ -24,7 +25,7 @@ _SHARED_WITH_EVALUATION = ("patients", "device")
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a bundle: the name of its config, and the options given to it.
+    """One command of a bundle: the name of its config or of the overlay on train.yaml, and the options given to it.
 
     `equal_time` tells how many epochs a training has that must take as long as another; None leaves it to `options`.
     """
@@ -32,6 +33,10 @@ class Step:
     config: str
     options: Mapping[str, Any]
     equal_time: EqualTime | None = None
+
+    def config_files(self, folder: Path) -> list[str]:
+        """Return the files of `--config_file`, in the folder of the bundle's configs."""
+        return [str(folder / f"{name}.yaml") for name in dict.fromkeys((TRAIN, self.config))]
 
     def final_options(self) -> dict[str, Any]:
         """Return the options with all that is known only when the runs that this one needs are done."""
@@ -137,7 +142,7 @@ class _Fold:
         if is_alone(self.methods[method]):
             options.pop("method", None)
             equal_time = self._equal_time(name, student, method, seed)
-            return [teacher, self._trained(folder, "train", {**options, "network": name}, equal_time=equal_time)]
+            return [teacher, self._trained(folder, TRAIN, {**options, "network": name}, equal_time=equal_time)]
         options |= {"student": name, "teacher": str(teacher.folder / "model.pt")}
         if not needs_paraphrasers(arm):
             return [teacher, self._trained(folder, "distill", options, (teacher.name,))]
@@ -158,7 +163,7 @@ class _Fold:
 
     def _teacher(self) -> Cell:
         options = {**self.recipes.training, **self.recipes.teacher, "seed": self.first_seed}
-        return self._trained(self.root / f"{self.prefix}{TEACHER}", "train", options)
+        return self._trained(self.root / f"{self.prefix}{TEACHER}", TRAIN, options)
 
     def _paraphraser(self, student: str, teacher: Cell) -> Cell:
         """Return the run that trains the paraphrasers for all students with the taps of this one."""

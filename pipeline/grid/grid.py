@@ -128,7 +128,7 @@ def _check_options(configs: Path, cells: Sequence[Cell]) -> None:
 
 def _arguments(configs: Path, step: Step) -> list[str]:
     """Return a step as the command line that a user would type."""
-    options = {"config_file": str(configs / f"{step.config}.yaml"), **step.options}
+    options = {"config_file": step.config_files(configs), **step.options}
     return [f"--{name}={value if isinstance(value, str) else repr(value)}" for name, value in options.items()]
 
 

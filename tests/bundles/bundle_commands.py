@@ -13,11 +13,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def config_files(bundle: str, config: str, *overlays: str) -> str:
+    """Return the files of a config: overlays on train.yaml have it before them."""
+    base = ["train"] if config in ("paraphrase", "distill", "evaluate") else []
+    return str([f"bundles/{bundle}/configs/{name}.yaml" for name in (*base, config, *overlays)])
+
+
 def command(bundle: str, config: str, *arguments: object) -> list[str]:
     """Return a bundle's command."""
     program = [sys.executable, "-m", "monai.bundle", "run"]
-    file = f"bundles/{bundle}/configs/{config}.yaml"
-    return [*program, "--config_file", file, *map(str, arguments)]
+    return [*program, "--config_file", config_files(bundle, config), *map(str, arguments)]
 
 
 def run(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -28,9 +33,16 @@ def run(bundle: str, config: str, *arguments: object) -> subprocess.CompletedPro
 
 def two_process_command(bundle: str, config: str, *arguments: object) -> list[str]:
     """Return a bundle's command with its overlay for several processes, on the CPU."""
-    files = [f"bundles/{bundle}/configs/{name}.yaml" for name in (config, "multi_gpu")]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return [*program, "-m", "monai.bundle", "run", "--config_file", str(files), *map(str, arguments)]
+    return [
+        *program,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        config_files(bundle, config, "multi_gpu"),
+        *map(str, arguments),
+    ]
 
 
 def run_in_two_processes(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, save_model
-from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, rows, run
+from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, config_files, rows, run
 
 pytestmark = pytest.mark.slow
 # Of random draws each process has its own: augmentation is off, and the students have no dropout.
@@ -34,9 +34,9 @@ def run_as(ranks: int, bundle: str, config: str, *arguments: object) -> subproce
     """Run a bundle's command by so many processes."""
     if ranks == 1:
         return run(bundle, config, *arguments)
-    files = [f"bundles/{bundle}/configs/{name}.yaml" for name in (config, "multi_gpu")]
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    program += ["-m", "monai.bundle", "run", "--config_file", str(files), *map(str, arguments)]
+    program += ["-m", "monai.bundle", "run", "--config_file", config_files(bundle, config, "multi_gpu")]
+    program += map(str, arguments)
     return subprocess.run(program, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=ROOT)
 
 

@@ -19,7 +19,7 @@ from data_prep import phantom_ct
 from pipeline.data import load_dataset, read_volume
 from pipeline.inference import PatchInferer, inferer_of, segment
 from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, error_line, rows, run
+from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, config_files, error_line, rows, run
 
 SEGRESNET = {"name": "monai.networks.nets.SegResNet", "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
 TEACHER = {**SEGRESNET, "init_filters": 8}
@@ -30,8 +30,7 @@ FITNET = ["--student", STUDENT, "--method", "fitnet", "--epochs", "3", *PATCHES]
 
 def volumes_command(config: str, *arguments: object) -> list[str]:
     """Return a command with the overlay for volumes."""
-    files = [f"bundles/synapse/configs/{name}.yaml" for name in (config, "volumes")]
-    program = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
+    program = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_files("synapse", config, "volumes")]
     return [*program, *map(str, arguments)]
 
 

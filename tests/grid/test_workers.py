@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.check_config import TRUSTED
 from pipeline.grid import Cell, Step, run_cells
 
 CONFIG = """
@@ -29,11 +28,11 @@ EXPRESSIONS = {
 
 
 @pytest.fixture
-def configs(tmp_path, monkeypatch) -> Path:
+def configs(tmp_path) -> Path:
     folder = tmp_path / "configs"
     folder.mkdir()
-    monkeypatch.setenv(TRUSTED, str(folder))
     (folder / "metadata.json").write_text("{}")
+    (folder / "train.yaml").write_text("{}")  # the configs below are overlays on it
     for name, expression in EXPRESSIONS.items():
         (folder / f"{name}.yaml").write_text(CONFIG.replace("{expression}", expression))
     return folder
