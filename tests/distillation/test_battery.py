@@ -107,9 +107,6 @@ def test_a_setting_that_no_method_has_is_refused(name):
         pair_for(name, settings={"warmth": 1})
 
 
-NO_ADVERSARY = {"coco": {"adversarial": 0}, "skd": {"holistic": 0}}
-
-
 def volumes_for(name: str, teacher_filters: int = 8, **options):
     """Return a narrow SegResNet for volumes and the distiller of one method between it and a wider one."""
     torch.manual_seed(0)
@@ -122,7 +119,7 @@ def volumes_for(name: str, teacher_filters: int = 8, **options):
         Paraphraser(*channels, spatial_dims=3).eval()
         for channels in zip(teacher.tap_channels, student.tap_channels, strict=True)
     )
-    options = {"settings": NO_ADVERSARY.get(name), "size": (16, 16, 8), **options}
+    options = {"size": (16, 16, 8), **options}
     return student, build_distiller(name, teacher, student, CLASSES, 10, paraphrasers, **options).train()
 
 
@@ -141,7 +138,10 @@ def test_every_method_teaches_networks_of_volumes(name):
     assert bool(trained) == bool(distiller.adapter_parameters())
 
 
-@pytest.mark.parametrize(("name", "settings"), [("graph_flow", {"adversarial": 0.1}), ("coco", {}), ("skd", {})])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("graph_flow", {"adversarial": 0.1}), ("coco", {"adversarial": 0.1}), ("skd", {"holistic": 0.01})],
+)
 def test_adversary_judges_no_volumes(name, settings):
     with pytest.raises(InputError, match="judges slices, not volumes: pass --settings"):
         volumes_for(name, settings=settings)

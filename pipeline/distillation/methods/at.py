@@ -56,7 +56,7 @@ class AttentionTransfer(DistillationMethod):
         InputError: p is below 1 or not finite.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, p: float = 2.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5, p: float = 2.0) -> None:
         super().__init__({"at": weight})
         if not isinstance(p, int | float) or not 1 <= p < float("inf"):  # below 1 the gradient at 0 is infinite
             raise InputError(f"at: p is {p!r}; it must be a finite number from 1")

@@ -59,8 +59,8 @@ class BoundaryPrivileged(DistillationMethod):
     Args:
         pair: not needed beyond the logits.
         weight: factor on both weights.
-        edge: weight of the edges' term, 1 as of `kd`.
-        body: weight of the bodies' term, 3 as of `cwd`.
+        edge: weight of the edges' term.
+        body: weight of the bodies' term; see `cwd`, whose term it resembles.
         radius: pixels of the band on either side of a boundary. At 64 pixels 2 leave no inside of a small organ.
         edge_temperature: of the softmax over classes, as of `kd`.
         body_temperature: of the softmax over places, as of `cwd`.
@@ -74,8 +74,8 @@ class BoundaryPrivileged(DistillationMethod):
         pair: NetworkPair,
         *,
         weight: float = 1.0,
-        edge: float = 1.0,
-        body: float = 3.0,
+        edge: float = 0.3,
+        body: float = 0.2,
         radius: int = 1,
         edge_temperature: float = kd.TEMPERATURE,
         body_temperature: float = cwd.TEMPERATURE,

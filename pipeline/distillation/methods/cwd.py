@@ -59,7 +59,8 @@ def channel_divergence(
 class ChannelWise(DistillationMethod):
     """`channel_divergence` of the logits and of the last tap: the terms `cwd_logits` and `cwd_features`.
 
-    The published weights are 3 for logits and 50 for features, at temperature 4. Features are left out by default: they
+    The published weights are 3 for logits and 50 for features, at temperature 4. On 64 x 64 pixels 3 gives the logits'
+    term 8 to 17 times the gradient of the labels' loss, hence 0.25. Features are left out by default: they
     need an adapter that starts at random, and on logits alone the term already tells where each class lies.
 
     Args:
@@ -79,7 +80,7 @@ class ChannelWise(DistillationMethod):
         pair: NetworkPair,
         *,
         weight: float = 1.0,
-        logits: float = 3.0,
+        logits: float = 0.25,
         features: float = 0.0,
         temperature: float = TEMPERATURE,
     ) -> None:

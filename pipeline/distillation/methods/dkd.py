@@ -80,7 +80,7 @@ class DecoupledDistillation(DistillationMethod):
     Args:
         pair: not needed beyond the logits.
         weight: factor on both weights.
-        alpha: weight of the target's term, 1 in all of the authors' runs.
+        alpha: weight of the target's term, 1 in all of the authors' runs, beside their cross-entropy over images.
         beta: weight of the others' term. The authors take 0.5 for a ResNet-18 on ImageNet, 0.25 on COCO, and
             up to 8 on CIFAR-100.
         temperature: tau > 0, as of `kd`. The authors take 1 on ImageNet and COCO, 4 on CIFAR-100.
@@ -95,8 +95,8 @@ class DecoupledDistillation(DistillationMethod):
         pair: NetworkPair,
         *,
         weight: float = 1.0,
-        alpha: float = 1.0,
-        beta: float = 0.5,
+        alpha: float = 0.5,
+        beta: float = 0.25,
         temperature: float = TEMPERATURE,
         balance: float = BALANCE,
     ) -> None:

@@ -56,14 +56,14 @@ class MutualLearning(DistillationMethod):
 
     Args:
         pair: the peer is an untrained copy of the student.
-        weight: of the student's term, 1 as in the paper; the peer's own divergence always has 1.
+        weight: of the student's term, 1 in the paper; the peer's own divergence always has 1.
         learning_rate: of the peer's Adam, decaying as (1 - step / total_steps)^0.9; by default the run's.
 
     Raises:
         InputError: the learning rate is not positive.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, learning_rate: float | None = None) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5, learning_rate: float | None = None) -> None:
         super().__init__({"dml": weight})
         rate = pair.learning_rate if learning_rate is None else learning_rate
         check_number("dml", "learning_rate", rate)

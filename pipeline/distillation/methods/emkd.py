@@ -81,7 +81,7 @@ class EfficientMedical(DistillationMethod):
         *,
         weight: float = 1.0,
         prediction: float = 0.1,
-        importance: float = 0.9,
+        importance: float = 0.15,
         region: float = 0.9,
         temperature: float = TEMPERATURE,
         balance: float = BALANCE,

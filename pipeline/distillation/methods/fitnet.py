@@ -25,10 +25,10 @@ class FitNet(DistillationMethod):
     Args:
         pair: where channels differ, a trained pointwise convolution brings the student's to the teacher's, and a map of
             another size is brought to the teacher's.
-        weight: of the term, which starts at about the mean square of the features, 1.5 to 4 in our networks; hence 0.1.
+        weight: of the term, which starts at about the mean square of the features, 1.5 to 4 in our networks.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 0.1) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.3) -> None:
         super().__init__({"fitnet": weight})
         self.adapters = adapters_of(pair)
 

@@ -61,13 +61,13 @@ class FactorTransfer(DistillationMethod):
         pair: with paraphrasers that give as many channels as the student's taps have. Without paraphrasers, the
             teacher's taps are the factors and must have the student's channels.
         weight: of the term, which starts at about 0.9. Common code weighs the mean over the n values by 200 to 1000,
-            and a weight w there is w / sqrt(n) here: 200 is 1 for n = 40,000.
+            and a weight w there is w / sqrt(n) here: 600 is 3 for n = 40,000.
 
     Raises:
         InputError: paraphrasers are missing or belong to other networks.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 3.0) -> None:
         super().__init__({"ft": weight})
         check_paraphrasers("ft", pair)
         self.paraphrasers = FrozenParaphrasers(pair.paraphrasers)

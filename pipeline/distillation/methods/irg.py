@@ -69,8 +69,8 @@ class RelationshipGraph(DistillationMethod):
         *,
         weight: float = 1.0,
         vertices: float = 0.05,
-        edges: float = 5.0,
-        transform: float = 5.0,
+        edges: float = 2.0,
+        transform: float = 2.0,
         grid: int = 4,
         regions: int = 512,
     ) -> None:

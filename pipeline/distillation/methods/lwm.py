@@ -82,7 +82,7 @@ class LearningWithoutMemorizing(DistillationMethod):
             learning one class after another; the code that carried it to distillation weighs the mean by 0.4.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 1.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5) -> None:
         super().__init__({"lwm": weight})
         self.pair = pair
 

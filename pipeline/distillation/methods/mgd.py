@@ -52,14 +52,14 @@ class MaskedGeneration(DistillationMethod):
 
     Args:
         pair: adapters bring the student's taps to the teacher's channels and sizes.
-        weight: of the term, which starts at about the mean square of the teacher's features; 0.1 as in `fitnet`.
+        weight: of the term, which starts at about the mean square of the teacher's features.
         hidden: lambda, the share of places that are masked, from 0 to 0.95.
 
     Raises:
         InputError: `hidden` is out of its range.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 0.1, hidden: float = 0.75) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 2.0, hidden: float = 0.75) -> None:
         super().__init__({"mgd": weight})
         self.hidden = check_number("mgd", "hidden", hidden, least=0, most=0.95)
         self.adapters = adapters_of(pair)

@@ -46,7 +46,7 @@ class NeuronSelectivity(DistillationMethod):
             would outweigh the cross-entropy.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 5.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 3.0) -> None:
         super().__init__({"nst": weight})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

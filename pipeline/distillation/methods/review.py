@@ -94,12 +94,11 @@ class KnowledgeReview(DistillationMethod):
 
     Args:
         pair: channels and sizes may differ.
-        weight: of the term, which starts below the teacher's mean square plus 1, the student's after normalisation;
-            0.1 as in `fitnet`. The authors choose it for each pair of networks, 0.6 from ResNet-56 to ResNet-20, for
-            the sum over taps, and let it rise over the first epochs (`ramp` in a mix does).
+        weight: of the term, which starts below the teacher's mean square plus 1, the student's after normalisation.
+            The authors choose it for each pair of networks, 0.6 from ResNet-56 to ResNet-20, for the sum over taps, and let it rise over the first epochs (`ramp` in a mix does).
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 0.1) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.5) -> None:
         super().__init__({"review": weight})
         fused, deepest = min(MOST_CHANNELS, pair.student_channels[-1]), len(pair.student_channels) - 1
         self.fusions = nn.ModuleList(

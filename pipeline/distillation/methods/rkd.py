@@ -53,7 +53,7 @@ class RelationalDistillation(DistillationMethod):
         pair: the two networks.
         weight: factor on both weights.
         distance: weight of the distances, which start at about 0.1 to 0.2; 25 in the paper.
-        angle: weight of the angles, which start at about 0.1; 50 in the paper, twice that of distances as here.
+        angle: weight of the angles, which start at about 0.1; 50 in the paper.
         grid: cells per axis.
         regions: at most so many cells N of the whole batch are compared; angles take N^3 values.
     """
@@ -65,8 +65,8 @@ class RelationalDistillation(DistillationMethod):
         pair: NetworkPair,
         *,
         weight: float = 1.0,
-        distance: float = 5.0,
-        angle: float = 10.0,
+        distance: float = 0.5,
+        angle: float = 2.0,
         grid: int = 4,
         regions: int = 128,
     ) -> None:

@@ -60,14 +60,15 @@ class VariationalInformation(DistillationMethod):
 
     Args:
         pair: channels and sizes may differ.
-        weight: of the term, which starts at about 0.9.
+        weight: of the term, which starts at about 0.9, with a small gradient: most of its value is the logarithm of the
+            variance.
         variance: what each channel's variance is at the start, 5 as in the authors' code.
 
     Raises:
         InputError: `variance` is not positive or not finite.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, variance: float = 5.0) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 20.0, variance: float = 5.0) -> None:
         super().__init__({"vid": weight})
         check_number("vid", "variance", variance)
         channels = zip(pair.student_channels, pair.teacher_channels, strict=True)

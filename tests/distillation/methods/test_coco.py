@@ -86,7 +86,7 @@ def test_whole_method_trains_the_student_with_kd_and_adversary_beside_the_correl
     torch.manual_seed(0)
     teacher, student = build_network("enet", out_channels=2), build_network("mobile_unet", out_channels=2)
     networks = NetworkPair(teacher, student, teacher.tap_channels, student.tap_channels, 2, total_steps=5)
-    methods = build_coco(networks, weight=3.0, kd=0.5, adversarial_kind="hinge")
+    methods = build_coco(networks, weight=3.0, kd=0.5, adversarial=0.1, adversarial_kind="hinge")
     distiller = Distiller(teacher, student, methods, total_steps=5)
     assert distiller.weights == {"coco": 3.0, "kd": 0.5, "adversarial": 0.1}
     images = torch.randn(2, 1, 64, 64)
@@ -97,7 +97,7 @@ def test_whole_method_trains_the_student_with_kd_and_adversary_beside_the_correl
 
 
 def test_weights_of_zero_leave_parts_out():
-    assert set(build_coco(pair(), kd=0, adversarial=0)) == {"coco"}
+    assert set(build_coco(pair(), kd=0)) == {"coco"}
 
 
 def test_middle_taps_are_not_compared():
@@ -110,9 +110,13 @@ def test_middle_taps_are_not_compared():
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({"size": 32}, {}, "discriminator of coco needs slices of 64 pixels, the teacher's have 32.*'adversarial': 0"),
-        ({"spatial_dims": 3}, {}, "discriminator of coco judges slices.*'adversarial': 0"),
-        ({}, {"adversarial_kind": "lsgan"}, "choose one of wgan-gp, hinge"),
+        (
+            {"size": 32},
+            {"adversarial": 0.1},
+            "discriminator of coco needs slices of 64 pixels, the teacher's have 32.*'adversarial': 0",
+        ),
+        ({"spatial_dims": 3}, {"adversarial": 0.1}, "discriminator of coco judges slices.*'adversarial': 0"),
+        ({}, {"adversarial": 0.1, "adversarial_kind": "lsgan"}, "choose one of wgan-gp, hinge"),
         ({}, {"temperature": 0}, "temperature"),
         ({}, {"weight": -1.0}, "weight of the loss term 'coco'"),
         ({}, {"adversarial": -1.0}, "weight of the loss term 'adversarial'"),

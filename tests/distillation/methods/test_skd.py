@@ -51,7 +51,7 @@ def test_pixels_of_a_rare_class_count_more_by_hand():
 
 def test_the_pixel_term_leads_and_its_balance_is_that_of_kd():
     method = PixelPairDistillation(pair())
-    assert method.weights == {"skd_pixel": 1.0, "skd_pair": 0.1}
+    assert method.weights == {"skd_pixel": 1.0, "skd_pair": 10.0}
     assert method.balance == BALANCE
 
 
@@ -119,7 +119,7 @@ def test_holistic_term_and_its_discriminator_have_names_of_their_own():
     assert method.adapter_parameters() == []
 
 
-@pytest.mark.parametrize("settings", [{"holistic": 0}, {"weight": 0}])
+@pytest.mark.parametrize("settings", [{}, {"holistic": 0.01, "weight": 0}])
 def test_weight_zero_leaves_the_adversary_out(settings):
     assert set(build_skd(pair(size=16), **settings)) == {"skd"}
 
@@ -134,9 +134,9 @@ def test_weight_zero_leaves_the_adversary_out(settings):
         ({"spatial_dims": 3}, {"scale": 1 / 11}, "at least 1/10"),
         ({}, {"balance": 1.5}, "skd: balance is 1.5"),
         ({}, {"pairwise": -1.0}, "weight of the loss term 'skd_pair'"),
-        ({}, {"adversarial_kind": "lsgan"}, "choose one of wgan-gp, hinge"),
-        ({"size": 32}, {}, "discriminator of skd needs slices of 64 pixels.*'holistic': 0"),
-        ({"spatial_dims": 3}, {}, "discriminator of skd judges slices.*'holistic': 0"),
+        ({}, {"holistic": 0.01, "adversarial_kind": "lsgan"}, "choose one of wgan-gp, hinge"),
+        ({"size": 32}, {"holistic": 0.01}, "discriminator of skd needs slices of 64 pixels.*'holistic': 0"),
+        ({"spatial_dims": 3}, {"holistic": 0.01}, "discriminator of skd judges slices.*'holistic': 0"),
     ],
 )
 def test_bad_settings_end_in_one_clear_line(changes, settings, message):
