@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method of distillation by name: what builds it for a pair of networks.
 
-Default weights are set by gradients, which the values of losses do not tell: of each term, alone or beside `kd`, a share
-of 0.2 to 1 of the labels' (`gradient_shares.py`), the median over CHAOS MR and EBHI-Seg, the three students and steps 0,
-100 and 300 (`python -m benchmarks.gradient_shares --dataset D --teacher model.pt`). Terms that had such a share with
-their authors' weight kept it. `kd` is the exception: its 1.4 to 2.5 are the form that was compared with other settings.
+Default weights are set by gradients, since the values of losses do not tell how strongly they pull. Each term has a
+share of 0.1 to 1.6 of the gradient of the labels' loss (`gradient_shares.py`), most of them 0.2 to 1. It is the median
+over three students at steps 0, 100 and 300, on CHAOS MR and on EBHI-Seg: `python -m benchmarks.gradient_shares
+--dataset D --teacher model.pt`. `kd` is the exception: its 2.5 and 1.4 belong to the form that was compared with others.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ class KnowledgeReview(DistillationMethod):
     Args:
         pair: channels and sizes may differ.
         weight: of the term, which starts below the teacher's mean square plus 1, the student's after normalisation.
-            The authors choose it for each pair of networks, 0.6 from ResNet-56 to ResNet-20, for the sum over taps, and let it rise over the first epochs (`ramp` in a mix does).
+            The authors choose it for each pair of networks, 0.6 from ResNet-56 to ResNet-20, for the sum over taps,
+            and let it rise over the first epochs (`ramp` in a mix does).
     """
 
     def __init__(self, pair: NetworkPair, *, weight: float = 0.5) -> None:
