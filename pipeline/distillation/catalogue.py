@@ -4,7 +4,7 @@
 Default weights are set by gradients, since the values of losses do not tell how strongly they pull. Each term has a
 share of 0.1 to 1.6 of the gradient of the labels' loss (`gradient_shares.py`), most of them 0.2 to 1. It is the median
 over three students at steps 0, 100 and 300, on CHAOS MR and on EBHI-Seg: `python -m benchmarks.gradient_shares
---dataset D --teacher model.pt`. `kd` is the exception: its 2.5 and 1.4 belong to the form that was compared with others.
+--dataset D --teacher model.pt`. `kd` is the exception: its 2.5 and 1.4 belong to the form that was compared.
 """
 
 from __future__ import annotations
