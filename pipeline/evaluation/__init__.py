@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of label maps: overlap, surface distances, statistics and the report, organ by organ or class by class."""
 
-from pipeline.evaluation.handlers import OrganDice, PerOrganReport, PooledIoU
+from pipeline.evaluation.engine.metrics import OrganDice, OrganHD95, PooledIoU
+from pipeline.evaluation.engine.report import PerOrganReport
 from pipeline.evaluation.overlap import confusion_matrix, dice, iou, label_voxels, prediction_voxels
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.report import PROTOCOLS, protocol_named, refuse_older_report, write_report
@@ -38,6 +39,7 @@ __all__ = [
     "ClassSummary",
     "ImageScore",
     "OrganDice",
+    "OrganHD95",
     "OrganScore",
     "OrganSummary",
     "PerOrganReport",

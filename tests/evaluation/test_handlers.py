@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
 from pipeline.errors import InputError, find_input_error
-from pipeline.evaluation import OrganDice, PerOrganReport, score_case
-from pipeline.evaluation.engine_cases import count_pairs, engine_cases, tensor_confusion_matrix
+from pipeline.evaluation import OrganDice, OrganHD95, PerOrganReport, score_case
+from pipeline.evaluation.engine.cases import count_pairs, engine_cases, tensor_confusion_matrix
 from pipeline.evaluation.overlap import confusion_matrix
 
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
@@ -53,12 +54,15 @@ def items(cases=CASES, affine: torch.Tensor = AFFINE) -> list[dict]:
     ]
 
 
-def evaluate(data: list[dict], handlers=(), batch_size: int = 1, decollate: bool = True, metric=None, network=None):
+def evaluate(
+    data: list[dict], handlers=(), batch_size: int = 1, decollate: bool = True, metric=None, network=None, more=None
+):
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(data), batch_size=batch_size),
         network=network or Passes(),
         key_val_metric={"val_mean_dice": metric or OrganDice(LABELS)},
+        additional_metrics=more,
         val_handlers=list(handlers),
         decollate=decollate,
     )
@@ -115,6 +119,35 @@ def test_metric_equals_the_report(tmp_path):
     evaluator = evaluate(items(), [PerOrganReport(tmp_path, LABELS)])
     mean = read(tmp_path / "per_organ.csv")[-1]
     assert float(mean["dice_mean"]) == pytest.approx(evaluator.state.metrics["val_mean_dice"], abs=1e-6)
+
+
+class TestHD95:
+    def test_by_hand(self):
+        # The liver of a is off by one voxel of 2 mm, that of b is exact; the spleen of b is missed: the diagonal of
+        # 8 x 8 x 8 voxels of 2 x 1 x 3 mm.
+        diagonal_mm = math.hypot(16, 8, 24)
+        state = evaluate(items(), more={"val_hd95_mm": OrganHD95(LABELS)}).state
+        assert state.metric_details["val_hd95_mm"] == pytest.approx({"liver": 1.0, "spleen": diagonal_mm})
+        assert state.metrics["val_hd95_mm"] == pytest.approx((1.0 + diagonal_mm) / 2)
+
+    def test_equals_the_report(self, tmp_path):
+        state = evaluate(items(), [PerOrganReport(tmp_path, LABELS)], more={"val_hd95_mm": OrganHD95(LABELS)}).state
+        mean = read(tmp_path / "per_organ.csv")[-1]
+        assert float(mean["hd95_penalised_mm_mean"]) == pytest.approx(state.metrics["val_hd95_mm"], abs=1e-6)
+
+    def test_is_nan_where_voxels_have_no_size(self):
+        state = evaluate(items(), more={"val_hd95_mm": OrganHD95(LABELS, spacing_known=False)}).state
+        assert math.isnan(state.metrics["val_hd95_mm"])
+
+    def test_label_without_an_affine_is_refused(self):
+        data = [{**item, "label": item["label"].as_tensor()} for item in items()]
+        refused("label of case b has no affine", data, more={"val_hd95_mm": OrganHD95(LABELS)})
+
+
+def test_absent_organs_give_nan_where_nothing_is_selected():
+    empty = {"a": (volume(None, None), volume(None, None))}
+    state = evaluate(items(empty), metric=OrganDice(LABELS, allow_absent=True)).state
+    assert math.isnan(state.metrics["val_mean_dice"])
 
 
 def test_metric_starts_afresh_in_every_validation():

@@ -88,7 +88,7 @@ class TestPooledIoU:
         def gathered(mine):
             return {**mine, **dict(list(mine.items())[:1]), "other": np.array([[3, 0], [0, 5]])}
 
-        monkeypatch.setattr("pipeline.evaluation.handlers._merged", gathered)
+        monkeypatch.setattr("pipeline.evaluation.engine.metrics.merged", gathered)
         details = evaluate(items()).state.metric_details["val_miou"]
         assert details == {"background": (20 + 3) / (30 + 3), "cancer": (4 + 5) / (14 + 5)}
 
