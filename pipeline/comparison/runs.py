@@ -107,11 +107,20 @@ def method_label(distillation: Mapping[str, Any] | None) -> str | None:
         return None
     preset = distillation.get("preset")
     parts = []
-    for name, content in (distillation.get("methods") or {distillation["method"]: 1}).items():
+    for name, content in _methods(distillation).items():
         weight = content.get("weight", 1) if isinstance(content, Mapping) else content
         full = f"{name} ({preset})" if name == "graph_flow" and preset == "paper" else name
         parts.append(full if float(weight) == 1 else f"{float(weight):g} {full}")
     return " + ".join(parts)
+
+
+def _methods(distillation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the methods of a recipe by name, each with its weight or its settings."""
+    if distillation.get("methods"):
+        return distillation["methods"]
+    if distillation.get("method") is not None:
+        return {distillation["method"]: 1}
+    return distillation.get("terms") or {}
 
 
 def network_label(arguments: Mapping[str, Any]) -> str:
@@ -132,9 +141,9 @@ def settings_label(run: Run) -> str:
     """Return the settings of a run's methods beside their weights, as "(adversarial=0)"."""
     distillation = run.recipe.get("distillation") or {}
     settings = dict(distillation.get("settings") or {})
-    for name, content in (distillation.get("methods") or {}).items():
+    for name, content in _methods(distillation).items():
         if isinstance(content, Mapping):
-            settings.update({f"{name} {key}": value for key, value in content.items() if key != "weight"})
+            settings.update({f"{name} {key}": content[key] for key in content if key not in ("weight", "class")})
     return f"({', '.join(f'{key}={value}' for key, value in sorted(settings.items())) or 'defaults'})"
 
 

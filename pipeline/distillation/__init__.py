@@ -7,10 +7,16 @@ from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
 from pipeline.distillation.methods.graph_flow import Graph, GraphFlow, GraphFlowLoss, salience_graph, variation_graph
-from pipeline.distillation.methods.graph_flow_preset import PRESETS, GraphFlowPreset, graph_flow_preset
+from pipeline.distillation.methods.graph_flow_preset import (
+    PRESETS,
+    GraphFlowPreset,
+    build_graph_flow,
+    graph_flow_preset,
+)
 from pipeline.distillation.methods.kd import KnowledgeDistillation, KnowledgeDistillationLoss
 from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.taps import FeatureTaps
+from pipeline.distillation.terms import describe_terms
 
 __all__ = [
     "METHODS",
@@ -29,6 +35,8 @@ __all__ = [
     "Schedule",
     "Tapped",
     "build_distiller",
+    "build_graph_flow",
+    "describe_terms",
     "discriminator_loss",
     "gradient_penalty",
     "graph_flow_preset",

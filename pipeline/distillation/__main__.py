@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.distillation import catalogue
-from pipeline.distillation.build import settings_of
 from pipeline.distillation.catalogue import METHODS
 from pipeline.distillation.methods.graph_flow_preset import PRESETS
+from pipeline.distillation.terms import settings_of
 from pipeline.errors import run_command
 
 

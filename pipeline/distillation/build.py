@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from pipeline.distillation.adapters import describe_adapters
-from pipeline.distillation.catalogue import METHODS
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import DistillationMethod, NetworkPair, label_cross_entropy
-from pipeline.distillation.schedule import Schedule, parse_schedule
+from pipeline.distillation.schedule import Schedule
+from pipeline.distillation.terms import check_settings, chosen_terms
 from pipeline.errors import InputError
 from pipeline.networks.shapes import check_taps, feature_maps
 
@@ -23,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_distiller(
-    method: str,
+    method: str | None,
     teacher: nn.Module,
     student: nn.Module,
     out_channels: int,
@@ -39,11 +37,12 @@ def build_distiller(
     segmentation_loss: Callable[..., Any] = label_cross_entropy,
     learning_rate: float = 3e-4,
     weight_decay: float = 0.0,
+    terms: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Distiller:
     """Return the distiller for one method or several.
 
     Args:
-        method: a key of `METHODS`, such as "graph_flow" or "kd" (logits distillation alone).
+        method: a key of `METHODS`, such as "graph_flow" or "kd", in place of `terms`; None takes those.
         teacher: trained network with the attributes of `SegmentationNetwork`.
         student: network to train, likewise, with as many axes and taps.
         out_channels: K of both networks.
@@ -62,6 +61,7 @@ def build_distiller(
         segmentation_loss: the run's, of logits against labels, for methods that train a network of their own.
         learning_rate: of the run's optimizer, likewise.
         weight_decay: likewise.
+        terms: the methods as a config lists them, see `chosen_terms`.
 
     Raises:
         InputError: an unknown name, setting or tap, a method that makes no sense for segmentation, paraphrasers that
@@ -84,20 +84,18 @@ def build_distiller(
         **({} if inferer is None else {"inferer": inferer}),
     )
     _check_tap_count(pair)
-    wanted = _wanted(method, methods, settings)
+    wanted = chosen_terms(terms, method, methods, settings, preset)
     built: dict[str, DistillationMethod] = {}
     schedules: dict[str, Schedule] = {}
     groups: dict[str, str] = {}
-    terms: set[str] = set()
-    for name, (schedule, changes) in wanted.items():
-        if name == "graph_flow":
-            changes = {"preset": preset, **changes}
-        for part, module in build_method(name, pair, changes).items():
-            if terms & module.weights.keys():  # another method has a term of this name already
+    names: set[str] = set()
+    for name, term in wanted.items():
+        for part, module in build_method(name, pair, term.settings, term.build).items():
+            if names & module.weights.keys():  # another method has a term of this name already
                 module.rename_terms(f"{name}_")
-            terms |= module.weights.keys()
+            names |= module.weights.keys()
             part = part if part not in built else f"{name}_{part}"
-            built[part], schedules[part], groups[part] = module, schedule, name
+            built[part], schedules[part], groups[part] = module, term.schedule, name
     return Distiller(
         teacher,
         student,
@@ -109,17 +107,6 @@ def build_distiller(
         total_steps=total_steps,
         groups=groups,
     )
-
-
-def _wanted(
-    method: str, methods: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
-) -> dict[str, tuple[Schedule, dict[str, Any]]]:
-    """Return the schedule and the settings of each method that is asked for, by its name."""
-    if methods and settings:
-        raise InputError("--settings belong to a single --method; with --methods give them beside the weight")
-    if not methods:
-        return {method: (Schedule(), dict(settings or {}))}
-    return {str(name): parse_schedule(entry) for name, entry in methods.items()}
 
 
 def _tap_channels(network: nn.Module, taps: Sequence[str] | None) -> tuple[int, ...]:
@@ -145,42 +132,24 @@ def _check_tap_count(pair: NetworkPair) -> None:
 
 
 def build_method(
-    name: str, pair: NetworkPair, settings: Mapping[str, Any] | None = None
+    name: str, pair: NetworkPair, settings: Mapping[str, Any] | None = None, build: Callable[..., Any] | None = None
 ) -> dict[str, DistillationMethod]:
     """Return the parts of one method by their names: most have one, Graph Flow has its logits and its adversary too.
+
+    Args:
+        name: of the method; of `METHODS` where `build` is not given.
+        pair: the networks.
+        settings: of the method.
+        build: called with the pair and the settings.
 
     Raises:
         InputError: an unknown name or setting, or a method that cannot work on this pair.
     """
-    builder = _builder(name)
-    _check_settings(name, builder, settings or {})
-    parts = builder(pair, **(settings or {}))
+    build = build or chosen_terms(None, name)[name].build
+    check_settings(name, build, settings or {})
+    parts = build(pair, **(settings or {}))
     parts = parts if isinstance(parts, dict) else {name: parts}
     for part, module in parts.items():
         if trained := describe_adapters(module):
             logger.info("%s: %s", part, trained)
     return parts
-
-
-def _builder(name: str) -> Callable[..., Any]:
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0)[0]
-        raise InputError(f"unknown distillation method '{name}'; did you mean '{near}'? Known: {', '.join(METHODS)}")
-    return METHODS[name]
-
-
-def settings_of(builder: Callable[..., Any]) -> dict[str, Any]:
-    """Return the settings that a method takes by name, with their defaults."""
-    parameters = inspect.signature(builder).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def _check_settings(name: str, builder: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    kinds = {parameter.kind for parameter in inspect.signature(builder).parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        return  # it knows its settings itself
-    known = settings_of(builder)
-    for setting in settings:
-        if setting not in known:
-            near = difflib.get_close_matches(setting, known, n=1, cutoff=0) or ["none"]
-            raise InputError(f"the method '{name}' has no setting '{setting}'; did you mean '{near[0]}'?")

@@ -9,6 +9,9 @@ from typing import Any
 
 from pipeline.errors import InputError
 
+# What a schedule says beside a weight.
+TIMES = ("start", "end", "ramp", "share")
+
 
 @dataclass(frozen=True)
 class Schedule:

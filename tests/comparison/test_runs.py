@@ -66,6 +66,11 @@ class TestLabels:
                 {"method": "graph_flow", "preset": "bounded", "methods": {"graph_flow": 1.0, "kd": 0.5}},
                 "graph_flow + 0.5 kd",
             ),
+            (
+                {"method": None, "terms": {"kd": {"class": "KnowledgeDistillation", "weight": 0.5}, "at": {}}},
+                "0.5 kd + at",
+            ),
+            ({"method": "at", "terms": {"kd": {"class": "KnowledgeDistillation"}}}, "at"),
             ({"method": "kd", "methods": {"kd": {"weight": 2, "temperature": 3}, "at": 1}}, "2 kd + at"),
         ],
     )

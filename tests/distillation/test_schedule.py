@@ -108,7 +108,7 @@ def test_the_position_in_the_schedule_survives_a_resume():
         ({"methods": {"kd": {"weight": 1, "temprature": 2}}}, "did you mean 'temperature'"),
         ({"methods": {"kd": -1}}, "weight"),
         ({"methods": {"kd": {"weight": 1, "share": 0.3}}}, "a weight or a share, not both"),
-        ({"methods": {"kd": 1}, "settings": {"temperature": 2}}, "beside the weight"),
+        ({"methods": {"kd": 1}, "settings": {"temperature": 2}}, "beside --methods they stand with the weight"),
         ({"method": "kd", "settings": {"warmth": 2}}, "no setting 'warmth'"),
     ],
 )

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.distillation import METHODS, build_distiller
-from pipeline.distillation.build import build_method, settings_of
+from pipeline.distillation.build import build_method
 from pipeline.distillation.method import NetworkPair, Tapped
+from pipeline.distillation.terms import settings_of
 from pipeline.errors import InputError
 from pipeline.networks import BatchNorm2d, build_network
 from pipeline.processes import distributed

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods as a config lists them: class, settings, and when they count."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from pipeline.distillation import KnowledgeDistillation, build_distiller, build_graph_flow, describe_terms
+from pipeline.distillation.schedule import Schedule
+from pipeline.distillation.terms import chosen_terms
+from pipeline.errors import InputError
+from pipeline.networks import Paraphraser, build_network
+
+CLASSES = 3
+KD = partial(KnowledgeDistillation, weight=0.5, temperature=2.0, balance=0.5)
+
+
+def distiller_of(terms=None, method=None, **options):
+    torch.manual_seed(0)
+    teacher, student = build_network("erfnet", 1, CLASSES), build_network("enet", 1, CLASSES)
+    paraphrasers = tuple(Paraphraser(64, 64).eval() for _ in range(2))
+    return student, build_distiller(method, teacher, student, CLASSES, 10, paraphrasers, terms=terms, **options)
+
+
+def test_a_term_of_the_config_is_the_method_of_the_same_settings():
+    images, labels = torch.rand(2, 1, 64, 64), torch.randint(CLASSES, (2, 1, 64, 64))
+    totals = []
+    for options in ({"terms": {"kd": KD}}, {"method": "kd", "settings": {"weight": 0.5}}):
+        student, distiller = distiller_of(**options)
+        totals.append(distiller.total(distiller(images, labels, student.eval()(images))))
+    assert distiller.weights == {"kd": 0.5}
+    assert torch.equal(*totals)
+
+
+def test_terms_are_summed_with_their_weights_and_schedules():
+    graph_flow = partial(build_graph_flow, kd=0.0, vertices=2.0, edges=0.0, start=0.5, ramp=0.1)
+    _, distiller = distiller_of({"kd": KD, "graph_flow": graph_flow})
+    assert {term: weight for term, weight in distiller.weights.items() if weight} == {"kd": 0.5, "vertices": 2.0}
+    assert chosen_terms({"graph_flow": graph_flow})["graph_flow"].schedule == Schedule(start=0.5, ramp=0.1)
+
+
+def test_a_method_by_name_takes_the_place_of_the_terms():
+    _, distiller = distiller_of({"kd": KD}, "at")
+    assert set(distiller.weights) == {"at"}
+    _, distiller = distiller_of({"kd": KD}, methods={"at": 2.0, "sp": 1.0})
+    assert set(distiller.weights) == {"at", "sp"}
+
+
+def test_description_is_class_and_settings():
+    assert describe_terms({"kd": KD, "plain": KnowledgeDistillation}) == {
+        "kd": {
+            "class": "pipeline.distillation.methods.kd.KnowledgeDistillation",
+            "weight": 0.5,
+            "temperature": 2.0,
+            "balance": 0.5,
+        },
+        "plain": {"class": "pipeline.distillation.methods.kd.KnowledgeDistillation"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "lists no terms; give --method kd"),
+        ({"terms": {"kd": KD}, "settings": {"temperature": 1.0}}, "--settings belong to a single --method"),
+        ({"terms": {"kd": {"weight": 1.0}}}, "the term kd is .* give _target_"),
+        ({"terms": {"kd": partial(KnowledgeDistillation, share=0.3, weight=1.0)}}, "a weight and a share"),
+        ({"terms": {"kd": partial(KnowledgeDistillation, warmth=1)}}, "no setting 'warmth'"),
+        ({"terms": {"kd": partial(KnowledgeDistillation, start=2.0)}}, "cannot run from 2.0"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        distiller_of(**options)
