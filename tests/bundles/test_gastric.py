@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset, read_label_image
 from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ROOT, assert_done, error_line, rows, run, run_in_two_processes
+from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, rows, run, run_in_two_processes
 
 CONFIGS = Path("bundles/gastric/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
@@ -28,7 +29,7 @@ SIDE = 128
 
 @pytest.fixture(autouse=True)
 def in_repository_root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # configs name each other by paths from there
+    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
 
 
@@ -78,7 +79,7 @@ def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, check
     }[config]
     if config != "inference":
         values |= {"dataset_dir": str(dataset_dir), "run_dir": str(tmp_path / "run")}
-    workflow = create_workflow(config_file=str(CONFIGS / f"{config}.yaml"), workflow_type=kind, **values)
+    workflow = create_workflow(config_file=literal_eval(config_files("gastric", config)), workflow_type=kind, **values)
     assert workflow.check_properties() == []
 
 

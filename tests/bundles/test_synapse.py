@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from ast import literal_eval
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +18,7 @@ from monai.bundle import create_workflow, verify_net_in_out
 from data_prep import phantom_ct
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, error_line, rows, run
+from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, config_files, error_line, rows, run
 
 CONFIGS = Path("bundles/synapse/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
@@ -27,7 +28,7 @@ ADVERSARIAL = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
 
 @pytest.fixture(autouse=True)
 def in_repository_root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # configs name each other by paths from there
+    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
 
 
@@ -71,7 +72,7 @@ def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, check
     }[config]
     if config != "inference":
         values |= {"dataset_dir": str(dataset_dir), "run_dir": str(tmp_path / "run")}
-    workflow = create_workflow(config_file=str(CONFIGS / f"{config}.yaml"), workflow_type=kind, **values)
+    workflow = create_workflow(config_file=literal_eval(config_files("synapse", config)), workflow_type=kind, **values)
     assert workflow.check_properties() == []
 
 
