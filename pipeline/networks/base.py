@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,15 +36,16 @@ class SegmentationNetwork(nn.Module):
     size_divisor: int
     fixed_size: bool = False
     taps: tuple[str, ...]
-    tap_channels: tuple[int, ...]
+    tap_channels = ()  # without an annotation: TorchScript knows no tuples of any length
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.arguments: dict[str, Any] = {}
 
+    @torch.jit.unused
     def check_images(self, images: Tensor) -> None:
-        """Raise `ValueError` for images of a shape that the network cannot take; call it first in `forward`."""
+        """Raise `ValueError` for images of a shape that the network cannot take; call it first in an eager `forward`."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__} takes images (B, {self.in_channels}, H, W), not {tuple(images.shape)}"
@@ -66,11 +68,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input` (B, C, H, W) normalised."""
-        if self.training and input.numel() == input.shape[1]:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(input)
+        # Torch's own forward written out, since TorchScript knows no super().
+        by_batch, momentum = self.training and input.numel() > input.shape[1], self.momentum
+        if momentum is None or not by_batch:
+            momentum = 0.0
+        if by_batch:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, momentum, self.eps
+        )
 
 
 def plain(where: str, value: Any) -> Any:

@@ -185,7 +185,8 @@ class ENet(SegmentationNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, out_channels, H, W). Raises `ValueError` for sizes that are not multiples of 8."""
-        self.check_images(images)
+        if not torch.jit.is_scripting():
+            self.check_images(images)
         features, positions1 = self.down1(self.initial(images))
         features, positions2 = self.down2(self.stage1(features))
         features = self.stage3(self.stage2(features))

@@ -119,8 +119,9 @@ class DualDirectionAttention(nn.Module):
     def _local(self, features: Tensor) -> Tensor:
         reduced = self.reduce_local(features)
         maps = [self.full(reduced)]
-        for grid, conv in zip(self.grids, self.pooled, strict=True):
-            maps.append(F.interpolate(conv(F.adaptive_avg_pool2d(reduced, grid)), size=reduced.shape[-2:]))
+        for index, conv in enumerate(self.pooled):
+            pooled = F.adaptive_avg_pool2d(reduced, self.grids[index])
+            maps.append(F.interpolate(conv(pooled), size=reduced.shape[-2:]))
         context = torch.cat(maps, dim=1) if self.gated else maps[0] + maps[1] + maps[2]
         return self.fuse_local(F.relu(context, inplace=True))
 
@@ -173,7 +174,8 @@ class FANet(SegmentationNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, out_channels, H, W). Raises `ValueError` for sizes that are not multiples of 8."""
-        self.check_images(images)
+        if not torch.jit.is_scripting():
+            self.check_images(images)
         level1 = self.encoder1(images)
         level2 = self.encoder2(F.max_pool2d(level1, 2))
         level3 = self.encoder3(F.max_pool2d(level2, 2))

@@ -95,7 +95,8 @@ class MobileUNet(SegmentationNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, out_channels, H, W). Raises `ValueError` for sizes that are not multiples of 32."""
-        self.check_images(images)
+        if not torch.jit.is_scripting():
+            self.check_images(images)
         half = self.stage1(self.stem(images))
         quarter = self.stage2(half)
         eighth = self.stage3(quarter)
@@ -104,7 +105,7 @@ class MobileUNet(SegmentationNetwork):
         decoded = self.fuse3(torch.cat([eighth, self.up3(decoded)], dim=1))
         decoded = self.fuse2(torch.cat([quarter, self.up2(decoded)], dim=1))
         decoded = self.fuse1(torch.cat([half, self.up1(decoded)], dim=1))
-        return F.interpolate(self.head(decoded), scale_factor=2, mode="bilinear", align_corners=False)
+        return F.interpolate(self.head(decoded), scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def _head(in_channels: int, bottleneck_channels: int | None, out_channels: int) -> nn.Sequential:

@@ -265,3 +265,11 @@ def test_runs_under_autocast(name):
         logits = network(torch.rand(2, 1, 32, 32))
     logits.float().mean().backward()
     assert logits.isfinite().all()
+
+
+def test_is_scripted_with_equal_logits(name):
+    network = build(name, out_channels=3).eval()
+    scripted = torch.jit.script(network)
+    images = torch.rand(2, 1, 64, 96)
+    assert torch.equal(scripted(images), network(images))
+    assert scripted.train()(images).shape == (2, 3, 64, 96)
