@@ -12,7 +12,7 @@ from pipeline.networks.mobile_unet import MobileUNet
 from pipeline.networks.monai_networks import MONAI_NETWORKS
 from pipeline.networks.padding import PaddedInferer
 from pipeline.networks.paraphraser import Paraphraser
-from pipeline.networks.saved_model import SavedModel, load_model, save_model, to_device, unwrapped
+from pipeline.networks.saved_model import SavedModel, check_can_be_saved, load_model, save_model, to_device, unwrapped
 from pipeline.networks.shapes import FeatureMap, distinct, feature_maps
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "SavedModel",
     "SegmentationNetwork",
     "build_network",
+    "check_can_be_saved",
     "distinct",
     "feature_maps",
     "load_model",

@@ -45,7 +45,7 @@ class SegmentationNetwork(nn.Module):
 
     @torch.jit.unused
     def check_images(self, images: Tensor) -> None:
-        """Raise `ValueError` for images of a shape that the network cannot take; call it first in an eager `forward`."""
+        """Raise `ValueError` for images of a shape that the network cannot take; call it first in `forward`."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__} takes images (B, {self.in_channels}, H, W), not {tuple(images.shape)}"

@@ -114,6 +114,17 @@ def save_model(
     write_tensors(path, content)
 
 
+def check_can_be_saved(network: nn.Module) -> None:
+    """Refuse (`InputError`) a network that a model file could not describe; call it before the first iteration."""
+    bare = unwrapped(network)
+    if "name" not in getattr(bare, "arguments", {}):
+        kind = f"{type(bare).__module__}.{type(bare).__qualname__}"
+        raise InputError(
+            f"the network is a {kind} that model.pt could not build again; give it by name, as --network "
+            "\"{'name': 'monai.networks.nets.SegResNet', 'init_filters': 16}\""
+        )
+
+
 def load_model(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",

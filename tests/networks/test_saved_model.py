@@ -9,10 +9,11 @@ import os
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import SegResNet
 from torch import nn
 
 from pipeline.errors import InputError
-from pipeline.networks import build_network, load_model, save_model
+from pipeline.networks import build_network, check_can_be_saved, load_model, save_model
 
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
 INTENSITY = {"rule": "window", "low": -125.0, "high": 275.0}
@@ -273,3 +274,9 @@ def test_half_precision_weights_become_the_networks_own(tmp_path):
 def test_device_that_is_not_there(model_file, device):
     with pytest.raises(InputError, match=f"device '{device}' cannot be used"):
         load_model(model_file, device=device)
+
+
+def test_network_that_no_file_could_describe_is_refused_before_training():
+    check_can_be_saved(build_network("enet"))
+    with pytest.raises(InputError, match=r"SegResNet that model\.pt could not build again; give it by name"):
+        check_can_be_saved(SegResNet(spatial_dims=2))
