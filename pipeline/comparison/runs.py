@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
     Raises `InputError` for a folder without `run.json`, `model.pt` or `report`, and for files that are damaged or
     belong to another run.
     """
-    return [_read_run(Path(path)) for path in paths]
+    read = [_read_run(Path(path)) for path in paths]
+    labels = network_labels([arguments for _, arguments in read])
+    return [replace(run, network=label) for (run, _), label in zip(read, labels, strict=True)]
 
 
 def method_label(distillation: Mapping[str, Any] | None) -> str | None:
@@ -137,6 +139,21 @@ def network_label(arguments: Mapping[str, Any]) -> str:
     return " ".join([label, *([] if width == 1 else [f"{width:g}"]), *(f"{key}={options[key]}" for key in options)])
 
 
+def network_labels(networks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the labels of some networks; of MONAI's, options that all of one class have alike are left out."""
+    alike: dict[str, set[str]] = {}
+    for arguments in networks:
+        same = {option for option, value in arguments.items() if "." in arguments["name"] and option != "name"}
+        for other in networks:
+            if other["name"] == arguments["name"]:
+                same = {option for option in same if option in other and other[option] == arguments[option]}
+        alike[arguments["name"]] = same
+    return [
+        network_label({option: value for option, value in arguments.items() if option not in alike[arguments["name"]]})
+        for arguments in networks
+    ]
+
+
 def settings_label(run: Run) -> str:
     """Return the settings of a run's methods beside their weights, as "(adversarial=0)"."""
     distillation = run.recipe.get("distillation") or {}
@@ -147,7 +164,8 @@ def settings_label(run: Run) -> str:
     return f"({', '.join(f'{key}={value}' for key, value in sorted(settings.items())) or 'defaults'})"
 
 
-def _read_run(path: Path) -> Run:
+def _read_run(path: Path) -> tuple[Run, Mapping[str, Any]]:
+    """Return a run, and the arguments of its network."""
     run_files.read_record(path)
     report, checkpoint = path / "report", path / "model.pt"
     kind, summary, scores = _read_report(report, checkpoint)
@@ -177,9 +195,10 @@ def _read_run(path: Path) -> Run:
     )
     report, checkpoint = path / "report_last", path / "model_last.pt"
     if not (report.is_dir() and checkpoint.is_file()):
-        return run
+        return run, model.network_arguments
     _, summary, scores = _read_report(report, checkpoint)
-    return replace(run, last=replace(run, summary=summary, scores=scores, report=report, checkpoint=checkpoint))
+    last = replace(run, summary=summary, scores=scores, report=report, checkpoint=checkpoint)
+    return replace(run, last=last), model.network_arguments
 
 
 def _read_report(report: Path, checkpoint: Path) -> tuple[str, dict[str, Any], pd.DataFrame]:

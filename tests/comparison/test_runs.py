@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from pipeline.comparison import Run, arrange, read_runs
-from pipeline.comparison.runs import method_label, network_label
+from pipeline.comparison.runs import method_label, network_label, network_labels
 from pipeline.errors import InputError
 from pipeline.evaluation.provenance import sha256_of
 from pipeline.networks import build_network, save_model
@@ -92,6 +92,15 @@ class TestLabels:
     )
     def test_networks(self, arguments, label):
         assert network_label(arguments) == label
+
+    def test_options_that_all_of_a_class_have_are_left_out(self):
+        unet = {"name": "monai.networks.nets.UNet", "in_channels": 1, "strides": [2, 2]}
+        networks = [{**unet, "channels": [16, 32]}, {**unet, "channels": [8, 16]}, {"name": "enet", "in_channels": 1}]
+        assert network_labels(networks) == ["UNet channels=[16, 32]", "UNet channels=[8, 16]", "ENet"]
+        assert network_labels(networks[1:]) == ["UNet", "ENet"]
+        assert network_labels([{"name": "mobile_unet", "bottleneck_channels": 8}]) == [
+            "Mobile U-Net bottleneck_channels=8"
+        ]
 
 
 class TestArms:
