@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.distillation.adapters import describe_adapters
+from pipeline.distillation.catalogue import METHODS, PARAPHRASED
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import DistillationMethod, NetworkPair, label_cross_entropy
 from pipeline.distillation.schedule import Schedule
@@ -85,6 +86,8 @@ def build_distiller(
     )
     _check_tap_count(pair)
     wanted = chosen_terms(terms, method, methods, settings, preset)
+    if paraphrasers is not None and not any(term.build in map(METHODS.get, PARAPHRASED) for term in wanted.values()):
+        logger.warning("the paraphraser is not used: %s compares no paraphrased taps", " + ".join(wanted))
     built: dict[str, DistillationMethod] = {}
     schedules: dict[str, Schedule] = {}
     groups: dict[str, str] = {}

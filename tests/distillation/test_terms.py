@@ -49,6 +49,14 @@ def test_a_method_by_name_takes_the_place_of_the_terms():
     assert set(distiller.weights) == {"at", "sp"}
 
 
+def test_paraphraser_that_no_term_uses_is_told(caplog):
+    distiller_of({"kd": KD})
+    assert "the paraphraser is not used: kd compares no paraphrased taps" in caplog.text
+    caplog.clear()
+    distiller_of(method="graph_flow")
+    assert not caplog.text
+
+
 def test_description_is_class_and_settings():
     assert describe_terms({"kd": KD, "plain": KnowledgeDistillation}) == {
         "kd": {

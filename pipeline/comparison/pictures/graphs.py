@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.distillation import (
     FeatureTaps,
     Graph,
     GraphFlowLoss,
+    GraphFlowPreset,
     graph_flow_preset,
     salience_graph,
     variation_graph,
@@ -41,7 +42,6 @@ METHOD = "graph_flow"
 MOST_CHORDS = 40
 _COLUMNS = ("shallow tap: nodes", "deep tap: nodes", "shallow: edges", "deep: edges", "change of edges",
             "largest changes")  # fmt: skip
-_SCHEDULE = ("weight", "start", "end", "ramp", "preset")  # beside the settings of a method in a mix
 _CHANGES = "PuOr"
 
 
@@ -84,7 +84,8 @@ def graph_figure(dataset: Dataset, case: str, student: Run, teacher: Run) -> tup
     scored = _case(dataset, case)
     images = [network_input(dataset, scored, model) for model in models]
     teacher_taps, student_taps = (taps_of(model, image) for model, image in zip(models, images, strict=True))
-    loss = GraphFlowLoss(**_loss_settings(student.recipe))
+    preset = _preset(student.recipe)
+    loss = GraphFlowLoss(preset.patch, preset.edge, preset.reduction, preset.node_norm)
     paraphrasers = find_paraphrasers(student, models[0].sha256)
     if paraphrasers is not None:
         with torch.no_grad():
@@ -92,6 +93,8 @@ def graph_figure(dataset: Dataset, case: str, student: Run, teacher: Run) -> tup
     name = "teacher, paraphrased" if paraphrasers is not None else "teacher"
     views = [graph_view(name, teacher_taps, loss), graph_view("student", student_taps, loss)]
     remark = _remark(loss, student_taps, teacher_taps, paraphrasers is not None)
+    if preset.adapter:
+        remark += " The student's taps are shown before the adapters, which trained beside it and are not in model.pt."
     return draw_graphs(views, images[1], loss, flipped=dataset.kind != SLIDES), remark
 
 
@@ -169,19 +172,17 @@ def _named_paraphraser(record: Path) -> list[Path]:
     return [Path(after) for word, after in pairwise(words) if word == "--paraphraser"]
 
 
-def _loss_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _preset(recipe: Mapping[str, Any]) -> GraphFlowPreset:
     """Return how a run compared graphs."""
     distillation: Mapping[str, Any] = recipe.get("distillation") or {}
     settings = dict(distillation.get("settings") or {})
     preset = distillation.get("preset") or "bounded"
-    part = (distillation.get("methods") or {}).get(METHOD)
+    part = (distillation.get("methods") or distillation.get("terms") or {}).get(METHOD)
     if isinstance(part, Mapping):
         preset = part.get("preset", preset)
-        settings = {key: value for key, value in part.items() if key not in _SCHEDULE}
-    chosen = graph_flow_preset(
-        preset, {key: settings[key] for key in ("edge", "patch", "node_norm") if key in settings}
-    )
-    return {"patch": chosen.patch, "edge": chosen.edge, "reduction": chosen.reduction, "node_norm": chosen.node_norm}
+        settings = dict(part)
+    known = {field.name for field in fields(GraphFlowPreset)}
+    return graph_flow_preset(preset, {key: value for key, value in settings.items() if key in known})
 
 
 def _remark(loss: GraphFlowLoss, student: Sequence[Tensor], teacher: Sequence[Tensor], paraphrased: bool) -> str:
