@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that one process at a time may write to; the kernel opens the lock when that process dies."""
+"""A folder that one process at a time may write to; the system opens the lock when that process dies."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import platform
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
-_held: dict[Path, tuple[int, bool]] = {}  # of each folder that this process has: the open lock file, was it made here
+WAIT_S = 0.2  # a holder that ends just now removes the file that was opened here: the next try finds a new one
+_held: dict[Path, tuple[FileLock, bool]] = {}  # of each folder that this process has: its lock, was it made here
 
 
 def lock_folder(folder: str | os.PathLike[str]) -> None:
@@ -32,17 +34,18 @@ def lock_folder(folder: str | os.PathLike[str]) -> None:
     if place in _held:
         return
     made = not place.exists()
+    lock = FileLock(place / LOCK_FILE, timeout=WAIT_S, thread_local=False, on_acquired=_sign)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        lock = _open_locked(place / LOCK_FILE)
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
         raise InputError(
             f"{folder} is in use by {_holder(place / LOCK_FILE)}: wait for its end, or choose another --run_dir"
         ) from error
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; choose another --run_dir") from error
-    os.ftruncate(lock, 0)
-    os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise InputError(f"cannot write {folder}: {error.strerror}; choose another --run_dir") from error
+        logger.warning("%s is on a disk without locks: see to it that no other run writes there", place)
     _held[place] = (lock, made)
     atexit.register(unlock_folder, place)
 
@@ -53,39 +56,21 @@ def unlock_folder(folder: str | os.PathLike[str]) -> None:
     if place not in _held:
         return
     lock, made = _held.pop(place)
-    with contextlib.suppress(OSError):  # the folder is gone, or not empty
-        (place / LOCK_FILE).unlink(missing_ok=True)
-        if made:
+    with contextlib.suppress(OSError):  # Windows removes no open file: there the release does
+        (place / LOCK_FILE).unlink()
+    lock.release()
+    if made:
+        with contextlib.suppress(OSError):  # the folder is gone, or not empty
             place.rmdir()
-    os.close(lock)
 
 
-def _open_locked(path: Path) -> int:
-    """Return the open file at `path`, locked; raises `BlockingIOError` if another process has locked it."""
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                logger.warning("%s is on a disk without locks: see to it that no other run writes there", path.parent)
-                return lock
-            os.close(lock)
-            raise
-        if _is_at(path, lock):
-            return lock
-        os.close(lock)  # its holder ended and removed the file in this very moment
-
-
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
+def _sign(file: int) -> None:
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
 
 
 def _holder(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8") or "another process"
-    except OSError:
+    except OSError:  # gone, or on Windows, which lets nobody read a locked file
         return "another process"

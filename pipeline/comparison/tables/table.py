@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison as tables for people: the telling figures, rounded, in Markdown and HTML."""
+"""The comparison as tables for people: the telling figures, rounded, as rows of text and in Markdown."""
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pipeline.evaluation.tables import text_number
 NOT_SIGNIFICANT = "n.s."
 TOO_FEW = "too few"
 NO_GAP = "no gap"
-_MARKS = {
+MARKS = {
     NOT_SIGNIFICANT: "the interval includes zero, no difference is shown",
     TOO_FEW: f"the interval is of fewer than {FEWEST_FOR_WILCOXON} and too narrow; without zero it is a hint, no proof",
 }
@@ -50,11 +49,6 @@ def comparison_markdown(comparison: Comparison, rows: Sequence[ComparisonRow]) -
     for heading, lines in (("How to read it", legend(comparison)), ("Notes", notes(comparison, rows))):
         parts.append(f"## {heading}\n\n" + "\n".join(f"- {_markdown_text(line)}" for line in lines))
     return "\n\n".join(parts) + "\n"
-
-
-def html_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    """Return the tables as HTML, each in a `<div class="scroll">` that scrolls on its own; text is escaped."""
-    return "\n".join(_html_table(table) for table in comparison_tables(comparison, rows))
 
 
 def comparison_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[Table]:
@@ -84,7 +78,7 @@ def legend(comparison: Comparison) -> list[str]:
         "teacher for as many epochs, minus the one that is best in validation.",
         f"The interval of a change is of 95 %: {BOOTSTRAP_RESAMPLES:,} draws of "
         f"whole {unit}s, the same for both. It tells how other {unit}s would do, not how another seed would.",
-        *(f"{mark}: {meaning}." for mark, meaning in _MARKS.items()),
+        *(f"{mark}: {meaning}." for mark, meaning in MARKS.items()),
         f"p: Wilcoxon signed-rank test of the {unit}s' differences, seeds averaged, two-sided, corrected by Holm for "
         f"all methods of the table; {_NOTHING} where fewer than {FEWEST_FOR_WILCOXON} {unit}s differ, which can never "
         "reach 0.05.",
@@ -268,29 +262,3 @@ def _markdown_text(text: str) -> str:
     """Return text that Markdown shows as it stands."""
     text = re.sub(r"&(?=[#\w]+;)", "&amp;", " ".join(text.split()))
     return re.sub(r"[\\|*`\[\]]", r"\\\g<0>", re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text))
-
-
-def _html_table(table: Table) -> str:
-    header = "".join(
-        f'<th scope="col">{html.escape(cell)}</th>' if cell else '<th scope="col">arm</th>' for cell in table.header
-    )
-    body = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_html_cell, cells))}</tr>'
-        for name, *cells in table.rows
-    )
-    caption = html.escape(table.caption)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">\n<table>\n'
-        f"<caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
-
-
-def _html_cell(cell: str) -> str:
-    """Return a cell; a mark is an abbreviation that explains itself."""
-    text = html.escape(cell)
-    for mark, meaning in _MARKS.items():
-        if text.endswith(f" {mark}"):
-            told = f'<abbr title="{html.escape(meaning)}">{mark}</abbr>'
-            return f'<td class="not-significant">{text.removesuffix(mark)}{told}</td>'
-    return f"<td>{text}</td>"
