@@ -1,40 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The elements of a DICOM file walked up to its pixels, to compare how many there are with what the header promises.
+"""What a DICOM file says of its pixels and how many it holds, read by pydicom up to the pixels.
 
 GDCM fills up what is missing and drops what is too much: a header with a wrong number of rows would give an image of
-another shape without a word. Source: DICOM PS3.5, section 7 (elements, value lengths, sequences) and annex A.
+another shape without a word.
 """
 
 from __future__ import annotations
 
 import math
-import struct
+import mmap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from pydicom.filereader import data_element_generator, read_file_meta_info, read_partial
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.errors import InputError
 
-_PREAMBLE_BYTES = 132
-_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-_BIG_ENDIAN, _DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
-_LONG_KINDS = frozenset(
-    {*(b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ"), *(b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")}
-)
-_SEQUENCES = (b"SQ", b"UN", b"")
-_TRANSFER_SYNTAX, _PIXELS = (0x0002, 0x0010), (0x7FE0, 0x0010)
-_SAMPLES, _FRAMES = (0x0028, 0x0002), (0x0028, 0x0008)
-_ROWS, _COLUMNS, _BITS = (0x0028, 0x0010), (0x0028, 0x0011), (0x0028, 0x0100)
-_NUMBERS = {_SAMPLES, _ROWS, _COLUMNS, _BITS}
-_ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_DEFLATED = (DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")  # the others: JPIP
+_PIXELS = 0x7FE00010
+_ROWS, _COLUMNS, _BITS, _SAMPLES = _NUMBERS = [0x00280010, 0x00280011, 0x00280100, 0x00280002]
 _UNDEFINED = 0xFFFFFFFF
-_MOST_DEPTH = 16
-
-Tag = tuple[int, int]
-
-
-class _DamagedError(Exception):
-    """The elements cannot be followed."""
+_NOTHING_READ = 0  # bytes from which on pydicom goes by a value without reading it
 
 
 @dataclass(frozen=True)
@@ -53,100 +41,41 @@ def pixel_size(path: Path) -> PixelSize:
     Files whose elements are deflated as a whole are refused too: nothing bounds what they grow to.
     """
     try:
-        with open(path, "rb") as file:
-            file.seek(_PREAMBLE_BYTES)
-            syntax = _transfer_syntax(file)
-            if syntax == _DEFLATED:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what does not hinder: unknown alphabets, odd names
+            if read_file_meta_info(path).get("TransferSyntaxUID") in _DEFLATED:
                 raise InputError(f"{path} is deflated as a whole; convert it to NIfTI (dcm2niix does)")
-            values, stored = _Elements(file, syntax, path.stat().st_size).up_to_pixels()
-        missing = {_ROWS, _COLUMNS, _BITS} - values.keys()
-        if missing:
-            raise _DamagedError("no rows, columns or bits")
-    except (_DamagedError, struct.error) as error:
-        raise InputError(f"{path}: damaged DICOM elements ({error}); convert it to NIfTI (dcm2niix does)") from error
-    bits = math.prod(values.get(tag, 1) for tag in (_ROWS, _COLUMNS, _BITS, _SAMPLES))
-    return PixelSize(values[_COLUMNS], values[_ROWS], math.ceil(bits / 8), stored)
+            numbers, stored = _up_to_pixels(path)
+    except InputError:
+        raise
+    except Exception as error:  # a spoiled file makes pydicom raise nearly anything, too deep recursion included
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: damaged DICOM elements ({told}); convert it to NIfTI (dcm2niix does)") from error
+    return PixelSize(numbers[_COLUMNS], numbers[_ROWS], math.ceil(math.prod(numbers.values()) / 8), stored)
 
 
-def _transfer_syntax(file: BinaryIO) -> str:
-    """Read the group of elements about the file, which is always explicit; returns the syntax of the others."""
-    elements = _Elements(file, _EXPLICIT, 0)
-    syntax = _IMPLICIT
-    while True:
-        group = file.read(2)
-        file.seek(-len(group), 1)
-        if group != b"\x02\x00":
-            return syntax
-        tag, _, length = elements.head()
-        value = file.read(length) if length < 1 << 16 else b""
-        if len(value) < length:
-            raise _DamagedError("no end of the group about the file")
-        if tag == _TRANSFER_SYNTAX:
-            syntax = value.rstrip(b"\0 ").decode("ascii", "replace")
+def _up_to_pixels(path: Path) -> tuple[dict[int, int], int | None]:
+    """Return the numbers that give the pixels' size, and the length of the pixels, None where they are compressed."""
+    seen: list[int] = []
 
+    def at_pixels(tag: int, *_: object) -> bool:
+        seen.append(tag)
+        return tag == _PIXELS
 
-class _Elements:
-    def __init__(self, file: BinaryIO, syntax: str, end: int) -> None:
-        self.file, self.end = file, end
-        self.explicit = syntax != _IMPLICIT
-        self.order = ">" if syntax == _BIG_ENDIAN else "<"
-
-    def up_to_pixels(self) -> tuple[dict[Tag, int], int | None]:
-        """Return the numbers of interest, and the length of the pixels, None where they are compressed."""
-        values: dict[Tag, int] = {}
-        while True:
-            tag, kind, length = self.head()
-            if tag == _PIXELS:
-                if length != _UNDEFINED:
-                    self._skip(length)
-                return values, None if length == _UNDEFINED else length
-            if tag in _NUMBERS and tag not in values:
-                if length != 2:
-                    raise _DamagedError(f"{tag[0]:04x},{tag[1]:04x} of {length} bytes")
-                values[tag] = struct.unpack(f"{self.order}H", self.file.read(2))[0]
-            else:
-                self._pass_by(kind, length, self.explicit, 0)
-
-    def head(self) -> tuple[Tag, bytes, int]:
-        """Read tag, kind (empty where it is implicit) and length of the value of the next element."""
-        return self._head(self.explicit)
-
-    def _head(self, explicit: bool) -> tuple[Tag, bytes, int]:
-        raw = self.file.read(8)
-        tag = struct.unpack(f"{self.order}HH", raw[:4])
-        if tag[0] == 0xFFFE or not explicit:
-            return tag, b"", struct.unpack(f"{self.order}I", raw[4:])[0]
-        kind = raw[4:6]
-        if not (kind.isalpha() and kind.isupper()):
-            raise _DamagedError(f"{tag[0]:04x},{tag[1]:04x} of the unknown kind {kind!r}")
-        if kind in _LONG_KINDS:
-            return tag, kind, struct.unpack(f"{self.order}I", self.file.read(4))[0]
-        return tag, kind, struct.unpack(f"{self.order}H", raw[6:])[0]
-
-    def _pass_by(self, kind: bytes, length: int, explicit: bool, depth: int) -> None:
-        """Go behind a value; those of undefined length are sequences, walked item by item."""
-        if length != _UNDEFINED:
-            self._skip(length)
-            return
-        if kind not in _SEQUENCES or depth > _MOST_DEPTH:
-            raise _DamagedError("a value without length")
-        explicit = explicit and kind != b"UN"  # PS3.5, 6.2.2: sequences of unknown kind are implicit
-        while True:
-            tag, _, length = self._head(explicit)
-            if tag == _SEQUENCE_END:
-                return
-            if tag != _ITEM:
-                raise _DamagedError("a sequence without items")
-            if length != _UNDEFINED:
-                self._skip(length)
-                continue
-            while True:
-                tag, inner, size = self._head(explicit)
-                if tag == _ITEM_END:
-                    break
-                self._pass_by(inner, size, explicit, depth + 1)
-
-    def _skip(self, length: int) -> None:
-        place = self.file.seek(length, 1)
-        if place > self.end:
-            raise _DamagedError("a value goes on behind the end of the file")
+    # A map, unlike a file, never reads or goes behind its end, whatever length an element claims.
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        header = read_partial(content, at_pixels, specific_tags=_NUMBERS)
+        pixels = next(data_element_generator(content, *header.original_encoding, defer_size=_NOTHING_READ), None)
+    if pixels is None:
+        raise ValueError("no pixels")
+    numbers = {_SAMPLES: 1}
+    for tag in _NUMBERS:
+        if tag not in header:
+            continue
+        element = header.get_item(tag)  # its bytes as they stand
+        if element.length != 2 or seen.count(tag) > 1:  # of two, pydicom takes the last and GDCM the first
+            raise ValueError(f"{element.tag} twice or of {element.length} bytes")
+        numbers[tag] = int.from_bytes(element.value, "little" if element.is_little_endian else "big")
+    if len(numbers) < len(_NUMBERS):
+        raise ValueError("no rows, columns or bits")
+    return numbers, None if pixels.length == _UNDEFINED else pixels.length
