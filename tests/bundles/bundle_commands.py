@@ -2,22 +2,32 @@
 """The bundles' commands as the README types them, and what they leave behind.
 
 Bundles are whole: the commands run copies of them, from a directory that is neither theirs nor the repository's.
+
+A fresh interpreter spends ten seconds on importing torch and MONAI. `run` and `begin` fork a process that has done so
+and nothing else: its arguments, streams, signals, hooks and exit code are a command's own. `run_typed` is the command
+itself.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import csv
 import functools
+import multiprocessing
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+PRELOADED = ["pipeline.data", "pipeline.distillation", "pipeline.evaluation", "pipeline.inference", "pipeline.training"]
 
 
 @functools.cache
@@ -43,12 +53,96 @@ def command(bundle: str, config: str, *arguments: object) -> list[str]:
     return [*program, "--config_file", config_files(bundle, config), *map(str, arguments)]
 
 
-def run(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a bundle's command on one thread."""
+def run_typed(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's command on one thread, in an interpreter of its own."""
     arguments = command(bundle, config, *arguments)
     return subprocess.run(
         arguments, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=elsewhere() / "work"
     )
+
+
+def run(bundle: str, config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's command on one thread."""
+    return run_program(command(bundle, config, *arguments))
+
+
+def run_program(program: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module ...` or `python -c code ...` to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = (Path(folder) / name for name in ("output", "errors"))
+        code = begin(program, output, errors).wait()
+        return subprocess.CompletedProcess(program, code, output.read_text(), errors.read_text())
+
+
+class Running:
+    """A command that runs; what `subprocess.Popen` tells of it."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def begin(program: list[str], output: Path, errors: Path) -> Running:
+    """Start `python -m module ...` or `python -c code ...`; append what it prints to two files, or to one."""
+    multiprocessing.set_forkserver_preload(["pytest", "monai.bundle", "torch.utils.tensorboard", *PRELOADED])
+    context = multiprocessing.get_context("forkserver")
+    places = [str(ROOT), *sys.path]
+    settings = ({**ONE_THREAD, **os.environ}, places, elsewhere() / "work")
+    process = context.Process(target=_as_main, args=(program[1:], output, errors, *settings))
+    with _environment(PYTHONPATH=os.pathsep.join(places)):  # of the process that is forked, which starts with the first
+        process.start()
+    return Running(process)
+
+
+def _as_main(
+    arguments: list[str], output: Path, errors: Path, environment: dict[str, str], places: list[str], folder: Path
+) -> None:
+    """Do in this process what the interpreter would do with the arguments, down to what it does at its end."""
+    for descriptor, path in ((1, output), (2, errors)):
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:] = places
+    kind, what, *sys.argv[1:] = arguments
+    try:
+        try:
+            if kind == "-c":
+                exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+            else:
+                runpy.run_module(what, run_name="__main__", alter_sys=True)
+        except SystemExit:
+            raise
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            sys.exit(1)
+    finally:
+        sys.stdout.flush()
+        atexit._run_exitfuncs()  # a forked process ends without
+
+
+@contextlib.contextmanager
+def _environment(**variables: str):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def two_process_command(bundle: str, config: str, *arguments: object) -> list[str]:

@@ -185,6 +185,7 @@ def test_folder_with_one_bad_picture_is_segmented_and_exits_1(chain, dataset_dir
     assert not (tmp_path / "out" / f"{bad.stem}.tif").exists()
 
 
+@pytest.mark.slow
 def test_training_by_two_processes_ends_with_one_model(dataset_dir, tmp_path):
     options = ["--dataset_dir", dataset_dir, "--network", "enet", "--size", "32", *QUICK]
     assert_done(run_in_two_processes("gastric", "train", *options, "--run_dir", tmp_path / "run"))

@@ -20,11 +20,14 @@ from pipeline.networks import build_network, save_model
 from tests.bundles.bundle_commands import (
     ONE_THREAD,
     ROOT,
+    Running,
     assert_done,
+    begin,
     command,
     error_line,
     run,
     run_in_two_processes,
+    run_program,
     two_process_command,
 )
 
@@ -63,14 +66,11 @@ def options(dataset_dir, tmp_path_factory) -> dict[str, list[object]]:
     }
 
 
-def begin(config: str, *arguments: object, log: Path) -> subprocess.Popen[bytes]:
-    with open(log, "ab") as output:
-        return subprocess.Popen(
-            command("synapse", config, *arguments), env=ONE_THREAD, cwd=ROOT, stdout=output, stderr=output
-        )
+def start(config: str, *arguments: object, log: Path) -> Running:
+    return begin(command("synapse", config, *arguments), log, log)
 
 
-def wait_for(process: subprocess.Popen[bytes], file: Path, newer_than: int = 0) -> int:
+def wait_for(process: Running | subprocess.Popen[bytes], file: Path, newer_than: int = 0) -> int:
     """Wait until the process has written a file, or has ended; return the file's time of change."""
     while process.poll() is None:
         if file.exists() and file.stat().st_mtime_ns > newer_than:
@@ -79,7 +79,7 @@ def wait_for(process: subprocess.Popen[bytes], file: Path, newer_than: int = 0) 
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def end(process: subprocess.Popen[bytes], number: int) -> int:
+def end(process: Running | subprocess.Popen[bytes], number: int) -> int:
     process.send_signal(number)
     return process.wait()
 
@@ -117,10 +117,10 @@ def test_distillation_killed_then_told_to_stop_equals_one_that_never_stopped(opt
     stopped = [*arguments, "--run_dir", tmp_path / "stopped", "--resume", "auto"]
     state, log = tmp_path / "stopped/last.pt", tmp_path / "log.txt"
 
-    process = begin("distill", *stopped, log=log)
+    process = start("distill", *stopped, log=log)
     written = wait_for(process, state)
     assert end(process, signal.SIGKILL) == -signal.SIGKILL
-    process = begin("distill", *stopped, log=log)
+    process = start("distill", *stopped, log=log)
     wait_for(process, state, newer_than=written)
     assert end(process, signal.SIGTERM) == 143
     assert "stopped by SIGTERM" in log.read_text()
@@ -133,7 +133,7 @@ def test_distillation_killed_then_told_to_stop_equals_one_that_never_stopped(opt
 
 def test_second_run_in_a_folder_is_refused_and_the_first_goes_on(options, tmp_path):
     arguments = [*options["train"], "--epochs", 100, "--run_dir", tmp_path / "run"]
-    first = begin("train", *arguments, log=tmp_path / "log.txt")
+    first = start("train", *arguments, log=tmp_path / "log.txt")
     wait_for(first, tmp_path / "run/last.pt")
     second = run("synapse", "train", *arguments, "--resume", "auto")
     assert f"in use by process {first.pid} on " in error_line(second)
@@ -145,7 +145,7 @@ def test_second_run_in_a_folder_is_refused_and_the_first_goes_on(options, tmp_pa
 def test_full_disk_is_one_line_and_keeps_the_last_good_state(options, tmp_path):
     """A limit on the size of files stands for the disk: the system refuses to write in the same way."""
     arguments = [*options["train"], "--epochs", 20, "--run_dir", tmp_path / "run", "--resume", "auto"]
-    process = begin("train", *arguments, log=tmp_path / "log.txt")
+    process = start("train", *arguments, log=tmp_path / "log.txt")
     wait_for(process, tmp_path / "run/last.pt")
     end(process, signal.SIGKILL)
     before = (tmp_path / "run/last.pt").read_bytes()
@@ -181,7 +181,7 @@ def test_scan_that_vanishes_after_the_check_is_one_line(options, dataset_dir, tm
     lost = load_dataset(tmp_path / "data").datalist(split)[0][part]
     arguments = [*options["train"], "--dataset_dir", tmp_path / "data", "--epochs", 1, "--run_dir", tmp_path / "run"]
     program = [sys.executable, "-c", VANISHING, split, part, *command("synapse", "train", *arguments)[3:]]
-    result = subprocess.run(program, env=ONE_THREAD, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = run_program(program)
     assert Path(lost).name in error_line(result)
     assert not (tmp_path / "run").exists()
 
@@ -190,15 +190,15 @@ def test_scan_that_vanishes_after_the_check_is_one_line(options, dataset_dir, tm
 @pytest.mark.parametrize("config", ["train", "distill"])
 def test_killed_at_ten_random_moments_equals_one_that_never_stopped(options, tmp_path, config):
     arguments = [*options[config], "--epochs", EPOCHS]
-    process = begin(config, *arguments, "--run_dir", tmp_path / "straight", log=tmp_path / "straight.txt")
+    process = start(config, *arguments, "--run_dir", tmp_path / "straight", log=tmp_path / "straight.txt")
     wait_for(process, tmp_path / "straight/run.json")
     began = time.monotonic()
     assert process.wait() == 0, (tmp_path / "straight.txt").read_text()[-3000:]
     seconds = time.monotonic() - began
 
-    def go_on(number: int) -> subprocess.Popen[bytes]:
+    def go_on(number: int) -> Running:
         own = ["--run_dir", tmp_path / f"run_{number}", "--resume", "auto"]
-        return begin(config, *arguments, *own, log=tmp_path / "log.txt")
+        return start(config, *arguments, *own, log=tmp_path / "log.txt")
 
     draw, kills, number = random.Random(config), 0, 0
     while kills < KILLS:  # a run that came to its end first is compared, and another begun

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from ast import literal_eval
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from monai.bundle import create_workflow, verify_net_in_out
 from data_prep import phantom_ct
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, config_files, error_line, rows, run
+from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, rows, run, run_typed
 
 CONFIGS = Path("bundles/synapse/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
@@ -92,21 +91,24 @@ def test_networks_take_and_give_what_the_metadata_says(network, dataset_dir, tmp
     )
 
 
+def typed(config: str, *arguments: object) -> None:
+    assert_done(run_typed("synapse", config, *arguments))
+
+
 @pytest.fixture(scope="module")
 def chain(dataset_dir, tmp_path_factory) -> Path:
-    """Run the whole chain with the commands of the README: teacher, paraphrasers, distilled student, report, mask."""
+    """Run the whole chain as a user types it: teacher, paraphrasers, distilled student, report, mask."""
     runs = tmp_path_factory.mktemp("runs")
     data = ["--dataset_dir", dataset_dir]
-    size = ["--size", "64"]
-    assert_done(bundle("train", *data, *size, *QUICK, "--width", "0.0625", "--run_dir", runs / "teacher"))
+    typed("train", *data, "--size", "64", *QUICK, "--width", "0.0625", "--run_dir", runs / "teacher")
     teacher = [*data, "--teacher", runs / "teacher/model.pt"]
-    assert_done(bundle("paraphrase", *teacher, *QUICK, "--student", "enet", "--run_dir", runs / "paraphraser"))
-    for preset in ("paper", "bounded"):
-        options = ["--student", "enet", "--preset", preset, "--paraphraser", runs / "paraphraser/paraphraser.pt"]
-        assert_done(bundle("distill", *teacher, *QUICK, *ADVERSARIAL, *options, "--run_dir", runs / preset))
+    typed("paraphrase", *teacher, *QUICK, "--student", "enet", "--run_dir", runs / "paraphraser")
+    student = [*QUICK, *ADVERSARIAL, "--student", "enet", "--paraphraser", runs / "paraphraser/paraphraser.pt"]
+    typed("distill", *teacher, *student, "--preset", "paper", "--run_dir", runs / "paper")
+    assert_done(bundle("distill", *teacher, *student, "--preset", "bounded", "--run_dir", runs / "bounded"))
     model = ["--checkpoint", runs / "paper/model.pt"]
-    assert_done(bundle("evaluate", *data, *model, "--protocol", "transunet", "--run_dir", runs / "report"))
-    assert_done(bundle("inference", *model, "--input", dataset_dir / "images", "--output_dir", runs / "masks"))
+    typed("evaluate", *data, *model, "--protocol", "transunet", "--run_dir", runs / "report")
+    typed("inference", *model, "--input", dataset_dir / "images", "--output_dir", runs / "masks")
     return runs
 
 
@@ -164,25 +166,6 @@ def test_checkpoint_describes_itself(chain, dataset_dir):
 def test_run_folder_is_not_used_twice(chain, dataset_dir):
     result = bundle("train", "--dataset_dir", dataset_dir, "--run_dir", chain / "teacher")
     assert "holds a run already" in error_line(result)
-
-
-def test_killed_and_resumed_run_equals_one_that_never_stopped(dataset_dir, tmp_path):
-    options = ["--dataset_dir", dataset_dir, "--network", "enet", "--size", "32", *QUICK, "--epochs", "4"]
-    assert_done(bundle("train", *options, "--run_dir", tmp_path / "straight"))
-    stopped = subprocess.Popen(
-        command("synapse", "train", *options, "--run_dir", tmp_path / "killed"),
-        env=ONE_THREAD,
-        stdout=subprocess.DEVNULL,
-    )
-    while not (tmp_path / "killed/last.pt").exists() and stopped.poll() is None:
-        time.sleep(0.01)
-    stopped.kill()
-    stopped.wait()
-    assert_done(bundle("train", *options, "--run_dir", tmp_path / "killed", "--resume", "True"))
-    straight, resumed = (
-        torch.load(tmp_path / run / "last.pt", weights_only=True)["network"] for run in ("straight", "killed")
-    )
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_resume_with_another_learning_rate_is_refused(chain, dataset_dir):

@@ -19,7 +19,7 @@ from data_prep import phantom_ct
 from pipeline.data import load_dataset, read_volume
 from pipeline.inference import PatchInferer, inferer_of, segment
 from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, config_files, error_line, rows, run
+from tests.bundles.bundle_commands import assert_done, begin, config_files, error_line, rows, run, run_program
 
 SEGRESNET = {"name": "monai.networks.nets.SegResNet", "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
 TEACHER = {**SEGRESNET, "init_filters": 8}
@@ -35,8 +35,7 @@ def volumes_command(config: str, *arguments: object) -> list[str]:
 
 
 def run_volumes(config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    program = volumes_command(config, *arguments)
-    return subprocess.run(program, capture_output=True, text=True, check=False, env=ONE_THREAD, cwd=ROOT)
+    return run_program(volumes_command(config, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +62,14 @@ def distilled(dataset_dir, teacher) -> Path:
     """
     run_dir, stopped = (teacher.parents[1] / name for name in ("fitnet", "stopped"))
     program = volumes_command("distill", *distillation(dataset_dir, teacher, run_dir))
-    with subprocess.Popen(program, env=ONE_THREAD, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
-        while not (run_dir / "last.pt").exists() and running.poll() is None:
-            time.sleep(0.01)
-        stopped.mkdir()
-        shutil.copy(run_dir / "last.pt", stopped)
-        told, _ = running.communicate()
-    assert running.returncode == 0
-    assert "parameters train beside the student (8 to 16 channels, 8 to 16 channels)" in told
+    log = run_dir.with_name("log.txt")
+    running = begin(program, log, log)
+    while not (run_dir / "last.pt").exists() and running.poll() is None:
+        time.sleep(0.01)
+    stopped.mkdir()
+    shutil.copy(run_dir / "last.pt", stopped)
+    assert running.wait() == 0, log.read_text()[-3000:]
+    assert "parameters train beside the student (8 to 16 channels, 8 to 16 channels)" in log.read_text()
     return run_dir
 
 

@@ -303,6 +303,12 @@ def test_network_that_does_more_than_logits_is_refused(monkeypatch):
         build_network(MONAI + "BasicUNet")
 
 
+@pytest.fixture(scope="module")
+def segresnet_file(tmp_path_factory):
+    save(path := tmp_path_factory.mktemp("segresnet") / "model.pt", built("SegResNet"))
+    return path
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -322,9 +328,8 @@ def test_network_that_does_more_than_logits_is_refused(monkeypatch):
         7,
     ],
 )
-def test_crafted_checkpoint_calls_for_nothing_outside_the_list(name, tmp_path):
-    save(tmp_path / "model.pt", build_network("enet", 1, 3))
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
+def test_crafted_checkpoint_calls_for_nothing_outside_the_list(name, segresnet_file, tmp_path):
+    content = torch.load(segresnet_file, weights_only=True)
     content["network_arguments"] = {"name": name, "in_channels": 1, "out_channels": 3}
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(InputError, match=re.escape(str(tmp_path)) + ".*cannot build"):
@@ -343,10 +348,8 @@ def test_crafted_checkpoint_calls_for_nothing_outside_the_list(name, tmp_path):
         {3: 4},
     ],
 )
-def test_crafted_options_are_refused(options, tmp_path):
-    network = build_network(MONAI + "SegResNet", 1, 3)
-    save(tmp_path / "model.pt", network)
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
+def test_crafted_options_are_refused(options, segresnet_file, tmp_path):
+    content = torch.load(segresnet_file, weights_only=True)
     content["network_arguments"].update(options)
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(InputError, match="cannot build"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -33,10 +34,15 @@ def edit(path, **changes):
     torch.save({key: value for key, value in content.items() if value is not None}, path)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    save(path := tmp_path_factory.mktemp("written") / "model.pt")
+    return path
+
+
 @pytest.fixture
-def model_file(tmp_path):
-    save(tmp_path / "model.pt")
-    return tmp_path / "model.pt"
+def model_file(written, tmp_path):
+    return shutil.copy(written, tmp_path / "model.pt")
 
 
 def test_everything_comes_back(tmp_path):
