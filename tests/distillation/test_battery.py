@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -34,11 +35,22 @@ def phantoms(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images.clip(0, 1)).float(), torch.from_numpy(labels)
 
 
-def pair_for(name: str, **options):
-    """Return a student of 24 channels, a teacher of 64, and the distiller of one method between them."""
+@functools.cache
+def built(kind: str, **options):
+    """Return an untrained network of MONAI; what each test trains is a copy."""
     torch.manual_seed(0)
-    teacher, student = build_network("erfnet", 1, CLASSES), build_network("mobile_unet", 1, CLASSES)
-    paraphrasers = tuple(Paraphraser(64, 24).eval() for _ in range(2))
+    return build_network(f"monai.networks.nets.{kind}", 1, CLASSES, **options)
+
+
+def unet(*channels: int):
+    return copy.deepcopy(built("UNet", channels=channels, strides=(2,) * (len(channels) - 1)))
+
+
+def pair_for(name: str, **options):
+    """Return a student of 6 channels, a teacher of 12, and the distiller of one method between them."""
+    teacher, student = unet(12, 16, 24), unet(6, 8, 12)
+    torch.manual_seed(0)
+    paraphrasers = tuple(Paraphraser(12, 6).eval() for _ in range(2))
     distiller = build_distiller(name, teacher, student, CLASSES, 10, paraphrasers, size=SIZE, **options)
     return student, distiller.train()
 
@@ -112,12 +124,11 @@ NO_ADVERSARY = {"coco": {"adversarial": 0}, "skd": {"holistic": 0}}
 
 def volumes_for(name: str, teacher_filters: int = 8, **options):
     """Return a narrow SegResNet for volumes and the distiller of one method between it and a wider one."""
-    torch.manual_seed(0)
-    shape = {"spatial_dims": 3, "blocks_down": (1, 1, 1), "blocks_up": (1, 1), "norm": ("GROUP", {"num_groups": 4})}
+    shape = {"spatial_dims": 3, "blocks_down": (1, 1, 1), "blocks_up": (1, 1), "norm": "INSTANCE"}
     teacher, student = (
-        build_network("monai.networks.nets.SegResNet", 1, CLASSES, init_filters=filters, **shape)
-        for filters in (teacher_filters, 4)
+        copy.deepcopy(built("SegResNet", init_filters=filters, **shape)) for filters in (teacher_filters, 4)
     )
+    torch.manual_seed(0)
     paraphrasers = tuple(
         Paraphraser(*channels, spatial_dims=3).eval()
         for channels in zip(teacher.tap_channels, student.tap_channels, strict=True)
