@@ -58,7 +58,7 @@ def make_run(
     network, teacher, batches = TinyNetwork(), TinyNetwork(), loader()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs * ITERATIONS, power=0.9)
-    settings = {"adversarial": 0.1}
+    settings = {"adversarial": 0.1, "adversarial_kind": "hinge"}
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=loader(4, shuffle=False),
