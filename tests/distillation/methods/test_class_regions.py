@@ -120,8 +120,8 @@ def test_emkd_adds_up_its_taps():
         assert float(terms["emkd_region"]) == pytest.approx(times)
 
 
-def test_weights_are_the_published_ones_times_the_factor():
-    assert EfficientMedical(pair(), weight=2.0).weights == {
+def test_weight_is_a_factor_on_all_three_terms():
+    assert EfficientMedical(pair(), weight=2.0, prediction=0.1, importance=0.9, region=0.9).weights == {
         "emkd_prediction": 0.2,
         "emkd_importance": 1.8,
         "emkd_region": 1.8,

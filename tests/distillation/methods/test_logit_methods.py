@@ -75,7 +75,7 @@ def test_cwd_of_some_places_is_that_of_a_map_with_these_alone():
 def test_cwd_has_an_adapter_only_where_features_count():
     pair, (images, labels) = tiny_pair(), tiny_batch()
     assert not ChannelWise(pair).adapter_parameters()
-    method = ChannelWise(pair, weight=0.5, features=50.0).double()
+    method = ChannelWise(pair, weight=0.5, logits=3.0, features=50.0).double()
     assert method.weights == {"cwd_logits": 1.5, "cwd_features": 25.0}
     student, teacher = views(pair, images)
     found = method(student, teacher, labels)["cwd_features"]

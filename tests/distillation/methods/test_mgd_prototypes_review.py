@@ -141,8 +141,9 @@ def test_prototypes_are_zero_at_equality():
     assert all(float(term.detach()) == 0 for term in terms.values())
 
 
-def test_prototype_weights_are_those_documented():
-    assert built("prototypes", weight=2.0).weights == {"prototypes_logits": 2.0, "prototypes_features": 0.2}
+def test_weight_is_a_factor_on_both_terms_of_prototypes():
+    settings = {"weight": 2.0, "logits": 1.0, "features": 0.1}
+    assert built("prototypes", **settings).weights == {"prototypes_logits": 2.0, "prototypes_features": 0.2}
 
 
 def test_context_loss_by_hand():
