@@ -14,9 +14,9 @@ scored at 64 x 64 after the last. Mean Dice alone, alone with a balanced loss, a
 (a second seed 0.703, not run, 0.760); Mobile U-Net 0.858, 0.819 and 0.865; ERFNet 0.718, not run, 0.729. Balance 1 gave
 ENet 0.641. But for ENet each figure is of one seed, and seeds differ by more than the gains of the other two.
 
-In the bundles, ENet with kd had a Dice of 0.706 on CHAOS MR (alone 0.686, balanced 0.688, with the usual form 0.301), and
-on a tenth of EBHI-Seg a mean IoU of 0.720 (alone 0.698; the usual form 0.722). There Mobile U-Net gained 0.011 over its
-better control, and ERFNet nothing (0.570 and 0.573). See the README's results.
+In the bundles, ENet with kd had a Dice of 0.706 on CHAOS MR (alone 0.686, balanced 0.688, with the usual form 0.301).
+On a tenth of EBHI-Seg it had a mean IoU of 0.720 (alone 0.698, with the usual form 0.722). There Mobile U-Net gained
+0.011 over its better control, and ERFNet nothing (0.570 and 0.573). See the README's results.
 """
 
 from __future__ import annotations
