@@ -59,6 +59,7 @@ def _up_to_pixels(path: Path) -> tuple[dict[int, int], int | None]:
     seen: list[int] = []
 
     def at_pixels(tag: int, *_: object) -> bool:
+        """Note each tag that comes; stop at the pixels."""
         seen.append(tag)
         return tag == _PIXELS
 
