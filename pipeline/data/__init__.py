@@ -20,7 +20,12 @@ from pipeline.data.dataset.intensity import (
     default_intensity,
     doubt_hounsfield,
 )
-from pipeline.data.samples.agreement import SamePreprocessing
+from pipeline.data.preprocessing import (
+    Preprocessing,
+    ScaleIntensityByRuled,
+    check_preprocessing,
+    preprocessing_of,
+)
 from pipeline.data.samples.augmentation import BatchAugmentation, SliceAugmentation
 from pipeline.data.samples.patches import PatchDataset, patch_augmentation, patch_sides
 from pipeline.data.samples.slices import SliceDataset, resize_images, resize_labels
@@ -54,12 +59,14 @@ __all__ = [
     "IntensityRule",
     "PatchDataset",
     "PictureReader",
-    "SamePreprocessing",
+    "Preprocessing",
+    "ScaleIntensityByRuled",
     "SliceAugmentation",
     "SliceDataset",
     "TileAugmentation",
     "Volume",
     "VolumeReader",
+    "check_preprocessing",
     "check_same_grid",
     "default_intensity",
     "doubt_hounsfield",
@@ -70,6 +77,7 @@ __all__ = [
     "parse_labels",
     "patch_augmentation",
     "patch_sides",
+    "preprocessing_of",
     "read_image",
     "read_label",
     "read_label_image",

@@ -8,7 +8,7 @@ from pipeline.inference.manifest import MANIFEST_FILE, ManifestRow
 from pipeline.inference.scans.label_map_writer import LabelMapWriter
 from pipeline.inference.scans.labelled_scans import LabelledScanDataset
 from pipeline.inference.scans.patches import PatchInferer
-from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, find_scans, ras_tensor, scan_loader
+from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, as_loaded, find_scans, scan_loader
 from pipeline.inference.scans.slicewise import SliceWiseInferer
 from pipeline.inference.segmentation import inferer_of, segment, segment_files, segment_slides
 from pipeline.inference.slides.centre_crops import CentreCropInferer
@@ -35,10 +35,10 @@ __all__ = [
     "SlideFile",
     "SlideLabelWriter",
     "TileInferer",
+    "as_loaded",
     "find_scans",
     "find_slides",
     "inferer_of",
-    "ras_tensor",
     "scan_loader",
     "segment",
     "segment_files",

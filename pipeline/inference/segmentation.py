@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from monai.engines import SupervisedEvaluator
 
-from pipeline.data.scans.volumes import Volume, from_ras
+from pipeline.data.preprocessing import preprocessing_of
+from pipeline.data.scans.volumes import Volume
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs
 from pipeline.inference.scans.label_map_writer import LabelMapWriter
 from pipeline.inference.scans.patches import PatchInferer
-from pipeline.inference.scans.scan_dataset import ScanDataset, ras_tensor, scan_loader
+from pipeline.inference.scans.scan_dataset import ScanDataset, as_loaded, scan_loader
 from pipeline.inference.scans.slicewise import SliceWiseInferer
 from pipeline.inference.slides.slide_dataset import SlideDataset, slide_batch, slide_loader
 from pipeline.inference.slides.slide_writer import SlideLabelWriter
@@ -25,7 +26,7 @@ from pipeline.networks import SavedModel
 def inferer_of(
     model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None
 ) -> SliceWiseInferer | PatchInferer:
-    """Return the inferer with the size and the intensity rule that `model` was trained on.
+    """Return the inferer with the size that `model` was trained on, for preprocessed scans.
 
     A network of volumes sees as many patches at once as `slices_per_chunk` slices make, at least one.
 
@@ -38,8 +39,8 @@ def inferer_of(
         raise InputError(f"the checkpoint takes {channels} channels, a scan has one; choose one trained on scans")
     if not isinstance(model.size, int):
         patches = max(slices_per_chunk // model.size[2], 1)
-        return PatchInferer(model.size, model.intensity, patches_per_batch=patches, amp_dtype=amp_dtype)
-    return SliceWiseInferer(model.size, model.intensity, slices_per_chunk, amp_dtype)
+        return PatchInferer(model.size, patches_per_batch=patches, amp_dtype=amp_dtype)
+    return SliceWiseInferer(model.size, slices_per_chunk, amp_dtype)
 
 
 def segment(volume: Volume, model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> np.ndarray:
@@ -48,8 +49,10 @@ def segment(volume: Volume, model: SavedModel, slices_per_chunk: int = 16, amp_d
     Raises `InputError` for logits that are not finite and for a model of colour images.
     """
     inferer = inferer_of(model, slices_per_chunk, amp_dtype)
-    labels = inferer(ras_tensor(volume).as_tensor()[None], model.network.eval())
-    return from_ras(labels[0, 0].numpy(), volume.affine)
+    preprocessing = preprocessing_of(model.preprocessing)
+    image = preprocessing.of_image(as_loaded(volume))
+    labels = inferer(image[None], model.network.eval())[0]
+    return preprocessing.to_own_grid()({"pred": labels, "image": image})["pred"][0].numpy()
 
 
 def segment_files(
@@ -67,7 +70,8 @@ def segment_files(
     over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is
     given and fails, and for what concerns all: the folder, the names, the model.
     """
-    scans = ScanDataset(inputs)
+    preprocessing = preprocessing_of(model.preprocessing)
+    scans = ScanDataset(inputs, preprocessing)
     settings = {"precision": amp_dtype or "float32"}
     writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite)
     evaluator = SupervisedEvaluator(
@@ -75,8 +79,8 @@ def segment_files(
         val_data_loader=scan_loader(scans),
         network=model.network,
         inferer=inferer_of(model, slices_per_chunk, amp_dtype),
+        postprocessing=preprocessing.to_own_grid(),
         val_handlers=[writer],
-        decollate=False,
     )
     evaluator.run()
     return writer.exit_code

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,20 +75,3 @@ class BatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, momentum, self.eps
         )
-
-
-def plain(where: str, value: Any) -> Any:
-    """Return `value` in the types that `weights_only` loading knows, tuples as lists.
-
-    numpy's scalars are not among them and become Python's. Raises `TypeError`, which names the place `where`, for
-    anything that is neither plain nor made of plain values.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, Mapping):
-        return {plain(where, key): plain(f"{where}.{key}", item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(f"{where}[{index}]", item) for index, item in enumerate(value)]
-    raise TypeError(f"{where} is a {type(value).__name__}; model files hold numbers, text, lists and mappings of these")

@@ -13,8 +13,9 @@ import torch
 from monai.networks import nets
 from torch import nn
 
+from pipeline.described import plain
 from pipeline.errors import InputError
-from pipeline.networks.base import SegmentationNetwork, plain
+from pipeline.networks.base import SegmentationNetwork
 from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet

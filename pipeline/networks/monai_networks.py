@@ -19,8 +19,8 @@ from monai.networks import nets
 from monai.networks.layers import SkipConnection
 from torch import Tensor, nn
 
+from pipeline.described import plain
 from pipeline.errors import InputError
-from pipeline.networks.base import plain
 from pipeline.networks.shapes import FeatureMap, check_taps, distinct, feature_maps, trial_sides, without_values
 
 PACKAGE = "monai.networks.nets"

@@ -12,20 +12,21 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.described import TARGET, plain
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_tensors
-from pipeline.networks.base import plain
 from pipeline.networks.build import build_network
 
 FORMAT = "graphflow-segmentation model"
-FORMAT_VERSION = 1
-DESCRIPTION = ("network_arguments", "labels", "intensity", "size", "modality", "extra")
+FORMAT_VERSION = 2
+DESCRIPTION = ("network_arguments", "labels", "preprocessing", "size", "modality", "extra")
 _SHOWN = 5
 _ADVICE = "give the model.pt of a training or distillation run"
 
@@ -38,7 +39,7 @@ class SavedModel:
         network: as `build_network` makes it, in evaluation mode, on the device asked for.
         network_arguments: what `build_network` was called with: `name`, `in_channels`, `out_channels`, options.
         labels: class index -> name, 0 is the background.
-        intensity: the intensity rule of the training data, as `IntensityRule.to_dict` gives it.
+        preprocessing: what was done to the training images, as `pipeline.data.preprocessing_of` takes it.
         size: side in pixels of the square images that the network was trained on; of a network of volumes, the sides
             (x, y, z) in voxels of the patches.
         tile_px: pixels of a slide that the side of such an image spans; None for a network of scans.
@@ -51,7 +52,7 @@ class SavedModel:
     network: nn.Module
     network_arguments: dict[str, Any]
     labels: dict[int, str]
-    intensity: dict[str, Any]
+    preprocessing: list[dict[str, Any]]
     size: int | tuple[int, int, int]
     modality: str
     extra: dict[str, Any]
@@ -65,7 +66,7 @@ def save_model(
     network: nn.Module,
     *,
     labels: Mapping[int, str],
-    intensity: Mapping[str, Any],
+    preprocessing: Sequence[Mapping[str, Any]],
     size: int | Sequence[int],
     modality: str,
     tile_px: int | None = None,
@@ -78,7 +79,7 @@ def save_model(
         path: the file to write.
         network: built by `build_network`, bare or wrapped by `torch.compile` or distributed training.
         labels: class index -> name for all classes of the network, the background included.
-        intensity: the intensity rule of the training data as a mapping of plain values.
+        preprocessing: the transforms of the training images, as `pipeline.described.describe` gives them.
         size: side in pixels of the square training images; for networks of volumes, the three sides of the patches.
         modality: of the training data.
         tile_px: for networks of slides, the pixels of a slide that the side of a training image spans.
@@ -105,7 +106,7 @@ def save_model(
         "state_dict": state,
         "network_arguments": skeleton.arguments,
         "labels": _checked_labels(labels, skeleton.out_channels, "the model to save"),
-        "intensity": plain("intensity", intensity),
+        "preprocessing": plain("preprocessing", list(preprocessing)),
         "size": _checked_size(size, skeleton),
         "modality": str(modality),
         "tile_px": None if tile_px is None else int(tile_px),
@@ -130,6 +131,7 @@ def load_model(
     device: str | torch.device = "cpu",
     expect: str | None = None,
     model_requirements: Mapping[str, Any] | None = None,
+    preprocessing: Sequence[Mapping[str, Any]] | None = None,
 ) -> SavedModel:
     """Return the model that `save_model` wrote to `path`. No random number is drawn.
 
@@ -138,10 +140,12 @@ def load_model(
         device: where the network is to be.
         expect: name of the network that the file must hold, such as "fanet"; None takes any.
         model_requirements: `Dataset.model_requirements` of the dataset that the model is to be used on; None takes any.
+        preprocessing: what is done to the images that the network will see, where it is not the file's own list that
+            is done to them: a teacher sees its student's images. None takes any.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
-            network, other classes, intensities, channels or tiles than expected; weights that do not fit or are not
+            network, other classes, channels, tiles or preprocessing than expected; weights that do not fit or are not
             finite; a device that is not there.
     """
     path = Path(path)
@@ -152,12 +156,14 @@ def load_model(
         raise InputError(f"{path} holds network '{arguments.get('name')}', not '{expect}'; give a model.pt of {expect}")
     if model_requirements is not None:
         _check_dataset(path, content, model_requirements)
+    if preprocessing is not None:
+        _check_preprocessing(path, content["preprocessing"], preprocessing)
     network = _network(path, arguments, content["state_dict"])
     return SavedModel(
         network=to_device(network, device).eval(),
         network_arguments=network.arguments,
         labels=_checked_labels(content["labels"], network.out_channels, str(path)),
-        intensity=dict(content["intensity"]),
+        preprocessing=[dict(one) for one in content["preprocessing"]],
         size=_size_of(content["size"]),
         modality=content["modality"],
         extra=dict(content["extra"]),
@@ -168,7 +174,7 @@ def load_model(
 
 
 def _check_dataset(path: Path, content: Mapping[str, Any], model_requirements: Mapping[str, Any]) -> None:
-    """Refuse a dataset whose labels mean other organs, or whose images were scaled otherwise, than in training."""
+    """Refuse a dataset whose labels mean other organs, or whose images have other channels, than in training."""
     labels = model_requirements["labels"]
     learned = {int(value): name for value, name in content["labels"].items()}
     if dict(labels) != learned:
@@ -177,7 +183,6 @@ def _check_dataset(path: Path, content: Mapping[str, Any], model_requirements: M
             f"({', '.join(labels.values())}); {_ADVICE} on this dataset"
         )
     trained = {
-        "intensity": dict(content["intensity"]),
         "in_channels": content["network_arguments"].get("in_channels"),
         "tile_px": content.get("tile_px"),
     }
@@ -187,6 +192,24 @@ def _check_dataset(path: Path, content: Mapping[str, Any], model_requirements: M
                 f"{path} was trained with {name} {value}, the dataset has {model_requirements[name]}; "
                 f"{_ADVICE} on this dataset"
             )
+
+
+def _check_preprocessing(path: Path, learned: Sequence[Any], wanted: Sequence[Any]) -> None:
+    """Refuse a model that learned from images which were prepared otherwise."""
+    for learned_step, step in zip_longest(learned, wanted):
+        if learned_step != step:
+            raise InputError(
+                f"{path} was trained with preprocessing {_step(learned_step)}, this run has {_step(step)}; {_ADVICE} "
+                "with the same preprocessing"
+            )
+
+
+def _step(step: Mapping[str, Any] | None) -> str:
+    """Return a transform in words, without its module."""
+    if step is None:
+        return "no such step"
+    options = ", ".join(f"{key} {value}" for key, value in step.items() if key != TARGET)
+    return f"{str(step[TARGET]).rpartition('.')[2]} ({options})"
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class BestModelSaver:
     Args:
         path: the file to write.
         network: the network in training, from `build_network`.
-        dataset: whose organs, modality and intensity rule the checkpoint tells.
+        dataset: whose organs and modality the checkpoint tells.
+        preprocessing: of its images, as plain data.
         size: side of the slices that the network is trained on.
         recipe: how it is trained, as primitives, kept in the checkpoint.
         last_path: the file for the network as it is after the last epoch, whatever its metric; None for none.
@@ -49,13 +50,15 @@ class BestModelSaver:
         path: str | os.PathLike[str],
         network: nn.Module,
         dataset: Dataset,
+        preprocessing: Sequence[Mapping[str, Any]],
         size: int,
         recipe: Mapping[str, Any] | None = None,
         last_path: str | os.PathLike[str] | None = None,
         epochs: int | None = None,
     ) -> None:
         self.path, self.network, self.dataset, self.size = Path(path), network, dataset, size
-        self.recipe, self.last_path, self.epochs = dict(recipe or {}), last_path, epochs
+        self.preprocessing, self.recipe = list(preprocessing), dict(recipe or {})
+        self.last_path, self.epochs = last_path, epochs
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each validation that set a new best, and of the last."""
@@ -76,7 +79,7 @@ class BestModelSaver:
             self.network,
             network_arguments=self.network.arguments,
             labels=self.dataset.labels,
-            intensity=self.dataset.intensity.to_dict(),
+            preprocessing=self.preprocessing,
             size=self.size,
             modality=self.dataset.modality,
             tile_px=self.dataset.tile_px,

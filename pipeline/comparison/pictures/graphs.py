@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from monai.utils import convert_to_tensor
 from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor, nn
 
 from pipeline.comparison.pictures.case_views import as_seen, telling_slice
 from pipeline.comparison.runs import Run, method_label
-from pipeline.data import Case, Dataset, read_label, read_volume, resize_images, to_ras
+from pipeline.data import Case, Dataset, preprocessing_of, read_label, read_volume, resize_images
 from pipeline.data.dataset.dataset import SLIDES
 from pipeline.data.slides.open import open_slide
 from pipeline.distillation import (
@@ -34,6 +35,7 @@ from pipeline.distillation import (
 )
 from pipeline.errors import InputError
 from pipeline.evaluation.mask_files import read_mask
+from pipeline.inference import as_loaded
 from pipeline.networks import PaddedInferer, SavedModel, load_model
 from pipeline.training import load_paraphrasers
 from pipeline.training.run_folder import RECORD_FILE
@@ -126,17 +128,15 @@ def network_input(dataset: Dataset, case: Case, model: SavedModel) -> Tensor:
 
     Of a scan it is the slice with most label, of a slide the tile with most label in a grid from the top left.
     """
-    rule = dataset.intensity
-    if dataset.kind != SLIDES:
+    preprocessing = preprocessing_of(model.preprocessing)
+    if dataset.kind == SLIDES:
+        image = preprocessing.of_image(_tile(dataset, case, model))
+    else:
         volume = read_volume(case.image)
         label = read_label(case.label, like=volume, labels=dataset.labels)
-        scan, _ = to_ras(volume.array, volume.affine)
-        z = telling_slice(to_ras(label.array, volume.affine)[0])
-        raw = torch.from_numpy(np.ascontiguousarray(scan[..., z], np.float32))[None, None]
-        window = rule.window(volume.array)
-    else:
-        raw, window = _tile(dataset, case, model), (rule.low, rule.high)
-    return resize_images(rule.scale(raw, window), (model.size, model.size))
+        prepared = preprocessing({"image": as_loaded(volume), "label": as_loaded(label)})
+        image = prepared["image"][..., telling_slice(prepared["label"][0].numpy())]
+    return resize_images(convert_to_tensor(image, track_meta=False)[None], (model.size, model.size))
 
 
 def _tile(dataset: Dataset, case: Case, model: SavedModel) -> Tensor:
@@ -148,8 +148,8 @@ def _tile(dataset: Dataset, case: Case, model: SavedModel) -> Tensor:
         top, left = max(places, key=lambda p: np.count_nonzero(label[p[0] : p[0] + side, p[1] : p[1] + side]))
         pixels = slide.read(top, left, min(side, slide.height), min(side, slide.width)).astype(np.float32)
     channels = model.network_arguments["in_channels"]
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return image if channels == image.shape[1] else image.mean(dim=1, keepdim=True)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    return image if channels == len(image) else image.mean(dim=0, keepdim=True)
 
 
 def find_paraphrasers(student: Run, teacher_sha256: str) -> tuple[nn.Module, nn.Module] | None:

@@ -96,7 +96,6 @@ class Dataset:
         """What a model must have been trained with to fit this dataset; `pipeline.networks.load_model` compares it."""
         return {
             "labels": self.labels,
-            "intensity": self.intensity.to_dict(),
             "in_channels": self.in_channels,
             "tile_px": self.tile_px,
         }

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How raw voxel values become network input: one rule a dataset, applied once per volume."""
+"""Which raw voxel values become 0 and 1 for a network: one rule a dataset."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from pipeline.errors import InputError
 WINDOW = "window"
 PERCENTILES = "percentiles"
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
 
 
 def _number(name: str, value: object) -> float:
@@ -65,20 +64,6 @@ class IntensityRule:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError("the volume holds NaN or infinite voxels, so it has no percentiles; repair the scan")
         return low, high
-
-    def scale(self, array: ArrayOrTensor, window: tuple[float, float]) -> ArrayOrTensor:
-        """Return `array` as float32 in [0, 1]: `window` mapped linearly, values outside it clipped.
-
-        Equals MONAI's `ScaleIntensityRange(*window, 0, 1, clip=True)`. A window without width (a constant volume)
-        gives zeros. The input is left as it is; a tensor stays on its device.
-        """
-        low, high = window
-        width = high - low if high > low else 1.0
-        if isinstance(array, torch.Tensor):
-            return array.to(torch.float32).sub(low).div_(width).clamp_(0.0, 1.0)
-        scaled = np.asarray(array, dtype=np.float32) - np.float32(low)
-        scaled /= np.float32(width)
-        return np.clip(scaled, 0.0, 1.0, out=scaled)
 
     def to_dict(self) -> dict[str, str | float]:
         """Return the form that `dataset.json` and checkpoints hold: `{"rule", "low", "high"}`."""

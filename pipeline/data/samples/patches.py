@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandScal
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from pipeline.data.samples.slices import Check, prepared_volume
+from pipeline.data.samples.slices import Preprocess, prepared_volume
 from pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -38,20 +38,14 @@ class PreparedVolume(Transform):
     Args:
         preprocessing: reads one entry and scales its image to [0, 1], as for `SliceDataset`.
         out_channels: number of classes; a label value at or above it is refused.
-        check: called with (case, image, label); may raise `InputError`.
     """
 
-    def __init__(
-        self,
-        preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]],
-        out_channels: int,
-        check: Check | None = None,
-    ) -> None:
-        self.preprocessing, self.out_channels, self.check = preprocessing, out_channels, check
+    def __init__(self, preprocessing: Preprocess, out_channels: int) -> None:
+        self.preprocessing, self.out_channels = preprocessing, out_channels
 
     def __call__(self, entry: Mapping[str, str]) -> dict[str, Tensor]:
         """Return image and label of one case; `InputError` with the name of the case for what cannot be learned."""
-        image, label = prepared_volume(entry, self.preprocessing, self.out_channels, self.check)
+        image, label = prepared_volume(entry, self.preprocessing, self.out_channels)
         if image.ndim != 4:
             raise InputError(f"case {entry['case']}: a picture has no patches of volumes; train without volumes.yaml")
         return {"image": image, "label": label}
@@ -69,7 +63,6 @@ class PatchDataset(CacheDataset):
         preprocessing: called once per volume with an entry; gives `image` (1, X, Y, Z) float in [0, 1] and `label`.
         patches: MONAI's dictionary transforms that cut a prepared volume into a list of patches of one size.
         out_channels: number of classes; a label value at or above it is refused.
-        check: called with (case, image, label) of each prepared volume; may raise `InputError`.
 
     Items are lists of `{"image": (1, x, y, z) float32, "label": (1, x, y, z) uint8}`; a loader's batch holds the
     patches of all its volumes. Raises `InputError`, with the name of the case, like `SliceDataset`.
@@ -78,14 +71,13 @@ class PatchDataset(CacheDataset):
     def __init__(
         self,
         datalist: Sequence[Mapping[str, str]],
-        preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]],
+        preprocessing: Preprocess,
         patches: Compose,
         out_channels: int,
-        check: Check | None = None,
     ) -> None:
         if not datalist:
             raise InputError("no case to take patches from; give a split with cases")
-        prepared = PreparedVolume(preprocessing, out_channels, check)
+        prepared = PreparedVolume(preprocessing, out_channels)
         # One worker: the cases come in order, and the first bad one is told.
         super().__init__(datalist, Compose([prepared, *patches.transforms]), num_workers=None, progress=False)
         logger.info("volumes of %d cases in memory", len(datalist))

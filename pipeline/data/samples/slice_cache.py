@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import enum
-import functools
 import hashlib
 import inspect
 import json
 import os
-import re
+import pydoc
 import shutil
-import threading
-import types
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,82 +20,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.described import TARGET
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
 
 # Raised when the meaning of the stored slices changes, so that older folders are not read.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _IMAGES, _LABELS, _INDEX = "images.float32", "labels.uint8", "index.json"
 
 
-def cache_key(datalist: Sequence[Mapping[str, str]], preprocessing: Any, size: int) -> str:
+def cache_key(
+    datalist: Sequence[Mapping[str, str]], preprocessing: Sequence[Mapping[str, Any]], size: int
+) -> str:
     """Return a hash of the case files (path, size, time of change), the preprocessing and the slice size.
 
-    Raises `InputError` for a preprocessing with parts that nothing can describe: a stale cache gives wrong images in
-    silence, so it is better not to have one.
+    Of the preprocessing its description counts, and the code of its classes where they are not MONAI's.
     """
     files = [
         (entry["case"], [_file_facts(entry[key]) for key in ("image", "label") if key in entry]) for entry in datalist
     ]
-    content = [CACHE_VERSION, monai.__version__, torch.__version__, files, describe(preprocessing), size]
+    code = [_code_of(one[TARGET]) for one in preprocessing]
+    content = [CACHE_VERSION, monai.__version__, torch.__version__, files, preprocessing, code, size]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def describe(part: Any, inside: tuple[int, ...] = ()) -> Any:
-    """Return primitives that change whenever `part` (a transform, a value, a reader) would act differently."""
-    if part is None or isinstance(part, bool | int | float | str):
-        return part
-    if id(part) in inside:
-        return "itself"
-    inside = (*inside, id(part))
-    if isinstance(part, enum.Enum):
-        return str(part)
-    if isinstance(part, Mapping):
-        return {str(key): describe(value, inside) for key, value in part.items()}
-    if isinstance(part, list | tuple | set | frozenset):
-        items = sorted(part, key=str) if isinstance(part, set | frozenset) else part
-        return [describe(item, inside) for item in items]
-    if isinstance(part, np.ndarray | Tensor):
-        values = np.ascontiguousarray(part)
-        return [str(values.dtype), list(values.shape), hashlib.sha256(values.tobytes()).hexdigest()]
-    if isinstance(part, functools.partial):
-        return ["partial", *(describe(item, inside) for item in (part.func, part.args, part.keywords))]
-    if isinstance(part, types.MethodType):
-        return ["method", part.__name__, describe(part.__self__, inside)]
-    if isinstance(part, types.FunctionType):
-        cells = [describe(cell.cell_contents, inside) for cell in part.__closure__ or ()]
-        return [*_describe_code(part), describe(part.__defaults__, inside), cells]
-    if isinstance(part, type | types.BuiltinFunctionType):
-        return _describe_code(part)
-    if isinstance(part, np.random.RandomState | torch.Generator):
-        return "random state"  # nothing deterministic depends on it
-    return _describe_object(part, inside)
-
-
-def _describe_object(part: Any, inside: tuple[int, ...]) -> Any:
-    if hasattr(part, "__dict__"):
-        # MONAI's transforms gain a thread-local flag when they first run; it says nothing about what they do.
-        state = {key: value for key, value in vars(part).items() if not isinstance(value, threading.local)}
-        return [_describe_code(type(part)), describe(state, inside)]
-    text = repr(part)
-    if re.search(r"\bat 0x[0-9a-f]+", text):
-        raise InputError(f"the slice cache cannot describe {text} of the preprocessing; run without cache_dir")
-    return text
-
-
-def _describe_code(code: Any) -> list[str]:
-    """Return the name of a class or function and a hash of its source, unless a version number stands for it."""
-    name = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', repr(code))}"
-    if name.startswith(("monai.", "torch.", "numpy.", "builtins.")):
-        return [name]
-    facts = [name]
-    if isinstance(code, types.FunctionType):
-        # Two lambdas of one source line differ only here.
-        facts += [code.__code__.co_code.hex(), str(code.__code__.co_names)]
-        facts += [str(value) for value in code.__code__.co_consts if not isinstance(value, types.CodeType)]
-    with contextlib.suppress(OSError, TypeError):
-        facts.append(hashlib.sha256(inspect.getsource(code).encode()).hexdigest())
-    return facts
+def _code_of(name: str) -> str:
+    """Return the source of a class, nothing for MONAI's, for which the version stands."""
+    return "" if name.startswith("monai.") else inspect.getsource(pydoc.locate(name))
 
 
 def _file_facts(path: str) -> list[Any]:

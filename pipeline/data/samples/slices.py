@@ -31,7 +31,7 @@ _LABEL_TOLERANCE = 1e-3
 _CHANNELS = {3: (1, 3), 4: (1,)}  # of pictures (grey or colour) and of volumes, by the axes that they have
 _CHUNK = 32  # slices resized at once: bounds the extra memory for volumes of hundreds of slices
 
-Check = Callable[[str, Tensor, Tensor], None]
+Preprocess = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -61,11 +61,11 @@ class SliceDataset(TorchDataset):
         datalist: entries with `case`, `image` and `label`, as `Dataset.datalist` gives them.
         preprocessing: called once per volume with an entry; gives `image` (1, X, Y, Z) float in [0, 1] and `label`
             (1, X, Y, Z). Intensities are normalised there, per volume. Slices are taken along the last axis. A picture,
-            such as a tile of tissue, is one slice: `image` (C, H, W) and `label` (1, H, W).
+            such as a tile of tissue, is one slice: `image` (C, H, W) and `label` (1, H, W). A cache needs its
+            `description`, which a `Preprocessing` has.
         size: side of the square slices.
         out_channels: number of classes; a label value at or above it is refused.
         cache_dir: folder for slices on disk, mapped instead of held in memory and found again by the next run.
-        check: called with (case, image, label) of each prepared volume; may raise `InputError`.
 
     Items are `{"image": (C, S, S) float32, "label": (1, S, S) uint8}`. `images` (N, C, S, S) and `labels` (N, 1, S, S)
     are the whole arrays; `slices` names case and position of each. Raises `InputError`, with the name of the case, for
@@ -75,11 +75,10 @@ class SliceDataset(TorchDataset):
     def __init__(
         self,
         datalist: Sequence[Mapping[str, str]],
-        preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]],
+        preprocessing: Preprocess,
         size: int,
         out_channels: int,
         cache_dir: str | None = None,
-        check: Check | None = None,
     ) -> None:
         if not isinstance(size, int):
             raise InputError(f"slices have one side, not {size}: to train a network of volumes, name volumes.yaml too")
@@ -87,11 +86,11 @@ class SliceDataset(TorchDataset):
             raise InputError("no case to take slices from; give a split with cases")
         self.size = size
         self.out_channels = out_channels
-        volumes = _prepared(datalist, preprocessing, size, out_channels, check)
+        volumes = _prepared(datalist, preprocessing, size, out_channels)
         if cache_dir is None:
             self.images, self.labels, self.slices = _collect(volumes, len(datalist), size)
         else:
-            folder = Path(cache_dir) / cache_key(datalist, preprocessing, size)
+            folder = Path(cache_dir) / cache_key(datalist, preprocessing.description, size)
             self.images, self.labels, self.slices = _from_cache(folder, volumes, size)
             _check_stored_labels(self.labels, out_channels, folder)
         logger.info(
@@ -127,23 +126,16 @@ Volume = tuple[str, Tensor, Tensor]
 
 
 def _prepared(
-    datalist: Sequence[Mapping[str, str]],
-    preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]],
-    size: int,
-    out_channels: int,
-    check: Check | None,
+    datalist: Sequence[Mapping[str, str]], preprocessing: Preprocess, size: int, out_channels: int
 ) -> Iterator[Volume]:
     """Yield case, images (D, C, S, S) float32 and labels (D, 1, S, S) uint8 of one volume after another."""
     for entry in tqdm(datalist, desc="preparing slices", unit="volume", disable=None):
-        image, label = prepared_volume(entry, preprocessing, out_channels, check)
+        image, label = prepared_volume(entry, preprocessing, out_channels)
         yield entry["case"], _to_slices(image, size, resize_images), _to_slices(label, size, resize_labels)
 
 
 def prepared_volume(
-    entry: Mapping[str, str],
-    preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]],
-    out_channels: int,
-    check: Check | None = None,
+    entry: Mapping[str, str], preprocessing: Preprocess, out_channels: int
 ) -> tuple[Tensor, Tensor]:
     """Return the image (1, X, Y, Z) or (C, H, W) float32 and the label uint8 that `preprocessing` makes of one entry.
 
@@ -152,14 +144,10 @@ def prepared_volume(
     case = entry["case"]
     image, label = _preprocess(case, entry, preprocessing)
     _check_volume(case, image, label, out_channels)
-    if check is not None:
-        check(case, image, label)
     return image, label.round().to(torch.uint8) if label.is_floating_point() else label.to(torch.uint8)
 
 
-def _preprocess(
-    case: str, entry: Mapping[str, str], preprocessing: Callable[[Mapping[str, str]], Mapping[str, Any]]
-) -> tuple[Tensor, Tensor]:
+def _preprocess(case: str, entry: Mapping[str, str], preprocessing: Preprocess) -> tuple[Tensor, Tensor]:
     try:
         prepared = preprocessing(dict(entry))
     except Exception as error:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 
-from pipeline.data.scans.volumes import Volume, from_ras, label_counts, write_label_map
+from pipeline.data.scans.volumes import Volume, label_counts, write_label_map
 from pipeline.files.atomic import write_json
 from pipeline.inference.case_writer import CaseWriter
 from pipeline.inference.scans.scan_dataset import ScanDataset
@@ -27,7 +27,7 @@ _MM3_PER_ML = 1000.0
 class LabelMapWriter(CaseWriter):
     """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
 
-    Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8 in RAS.
+    Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8 on the scans' own grids.
     The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
     the arguments, of which `scans` is the dataset that the evaluator reads.
     """
@@ -56,9 +56,9 @@ class LabelMapWriter(CaseWriter):
             self.write(case, prediction)
 
     def write(self, case: str, prediction: torch.Tensor) -> Path:
-        """Write label map and description of one scan from its labels (1, X, Y, Z) uint8 in RAS; returns the map."""
+        """Write label map and description of one scan from its labels (1, X, Y, Z) uint8; returns the map."""
         scan = self.scans.place(case)
-        labels = from_ras(prediction[0].detach().cpu().numpy(), scan.affine)
+        labels = prediction[0].detach().cpu().numpy()
         path = self._path(case, ".nii.gz")
         write_label_map(path, labels, scan)
         description = {**self._description(case, scan, labels), **self._work(case, path)}

@@ -6,30 +6,31 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pipeline.data import Case, read_label
+from pipeline.data import Case, Preprocessing, read_label
 from pipeline.errors import InputError
-from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, ras_tensor
+from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, as_loaded
 
 
 class LabelledScanDataset(ScanDataset):
-    """Items are `{"image", "label", "case"}`: the scan as `ScanDataset` gives it, its label (1, X, Y, Z) uint8 in RAS.
+    """Items are `{"image", "label", "case"}`: the scan as `ScanDataset` gives it, its label (1, X, Y, Z) uint8 on the scan's own grid.
 
     A case that cannot be read stops the evaluation: a report with a case less would compare with no other.
 
     Args:
         cases: of one split, all with labels.
         labels: the label values that the dataset declares.
+        preprocessing: of the images.
 
     Raises:
         InputError: a case has no label; while iterating, an image or label that cannot be read or does not fit.
     """
 
-    def __init__(self, cases: Sequence[Case], labels: Collection[int]) -> None:
+    def __init__(self, cases: Sequence[Case], labels: Collection[int], preprocessing: Preprocessing) -> None:
         unlabelled = [case.case for case in cases if case.label is None]
         if unlabelled:
             raise InputError(f"no label to evaluate against for {', '.join(unlabelled)}; name one in dataset.json")
         # Outputs bear the names that dataset.json gives, which need not be those of the files.
-        super().__init__([Scan(case.case, case.image) for case in cases])
+        super().__init__([Scan(case.case, case.image) for case in cases], preprocessing)
         self._label_files = {case.case: case.label for case in cases}
         self._known = tuple(labels)
 
@@ -38,4 +39,4 @@ class LabelledScanDataset(ScanDataset):
         if item is None:
             raise InputError(f"case {scan.case}: {self.failures[-1].error}")
         label = read_label(self._label_files[scan.case], like=self.place(scan.case), labels=self._known)
-        return {**item, "label": ras_tensor(label)}
+        return {**item, "label": as_loaded(label)[None]}

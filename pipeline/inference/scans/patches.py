@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from monai.data import dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
-from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.data.samples.patches import patch_sides
 from pipeline.errors import InputError
 from pipeline.inference.logits import Network, amp_dtype_of, check_finite, device_of
@@ -22,9 +21,9 @@ _MOST_CLASSES = 256  # label maps are uint8
 
 
 class PatchInferer(VolumeInferer):
-    """Segments volumes (B, 1, X, Y, Z) of raw intensities, oriented to RAS, into label maps (B, 1, X, Y, Z) uint8.
+    """Segments preprocessed volumes (B, 1, X, Y, Z) into label maps (B, 1, X, Y, Z) uint8.
 
-    The intensity window is taken once from each whole volume. Patches overlap and their logits are blended by MONAI's
+    Patches overlap and their logits are blended by MONAI's
     `SlidingWindowInferer`; a volume smaller than a patch is padded with zeros, as in training. MONAI keeps the float
     logits of all classes for the whole volume: 7.5 GB for nine classes of 512 x 512 x 800. Here it is given one slab
     of axial slices after another, with all patches that reach into the slab, and what it returns goes to labels before
@@ -33,7 +32,6 @@ class PatchInferer(VolumeInferer):
 
     Args:
         patch_size: sides of the patches (x, y, z) that the network was trained on, in voxels.
-        intensity: the rule of the training data, or its `{"rule", "low", "high"}` as checkpoints hold it.
         overlap: share of a patch that its neighbour has too, 0 to less than 1.
         patches_per_batch: how many patches the network sees at once; memory grows with it.
         slices_per_slab: axial slices that are finished together; rounded to whole steps from patch to patch.
@@ -46,7 +44,6 @@ class PatchInferer(VolumeInferer):
     def __init__(
         self,
         patch_size: Sequence[int],
-        intensity: IntensityRule | Mapping[str, Any],
         overlap: float = 0.5,
         patches_per_batch: int = 1,
         slices_per_slab: int = 32,
@@ -59,7 +56,6 @@ class PatchInferer(VolumeInferer):
                 f"patches_per_batch {patches_per_batch} and slices_per_slab {slices_per_slab} must be 1 or more"
             )
         self.patch_size = tuple(patch_sides(patch_size))
-        self.intensity = intensity if isinstance(intensity, IntensityRule) else IntensityRule.from_dict(intensity)
         self.overlap, self.slices_per_slab, self.amp_dtype = overlap, slices_per_slab, amp_dtype_of(amp_dtype)
         self._run_network = PaddedInferer()
         self._blend = SlidingWindowInferer(
@@ -68,16 +64,15 @@ class PatchInferer(VolumeInferer):
 
     def _segment(self, volume: Tensor, target: Tensor, network: Network, *args: Any, **kwargs: Any) -> None:
         """Fill `target` (X, Y, Z) with the labels of `volume` (X, Y, Z)."""
-        window = self.intensity.window(volume)
         device = device_of(network, volume.device)
         for seen, done in self._slabs(volume.shape[2]):
-            raw = volume[None, None, ..., seen].to(device)
+            slab = volume[None, None, ..., seen].to(device)
 
             def run(patches: Tensor, places: list[list[slice]], start: int = seen.start) -> Tensor:
                 """Return the checked logits of patches of this slab."""
                 return self._logits(patches, places, start, network, *args, **kwargs)
 
-            logits = self._blend(self.intensity.scale(raw, window), run)
+            logits = self._blend(slab, run)
             logits = logits[0, ..., done.start - seen.start : done.stop - seen.start]
             # max gives the indices of argmax, the first of equals, in a sixth of the time on CPU (torch 2.13).
             target[..., done] = logits.max(dim=0).indices.to(torch.uint8).to(target.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scans that a user names, one after another, oriented and ready for a MONAI evaluator."""
+"""The scans that a user names, one after another, preprocessed and ready for a MONAI evaluator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from monai.data import DataLoader, MetaTensor
 from torch.utils.data import default_collate
 
 from pipeline.data.scans.dicom import is_dicom_folder
-from pipeline.data.scans.volumes import SUFFIXES, Volume, metadata_of, read_volume, scan_suffix, signed_values, to_ras
+from pipeline.data.preprocessing import Preprocessing
+from pipeline.data.scans.volumes import SUFFIXES, Volume, metadata_of, read_volume, scan_suffix, signed_values
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs, Source, SourceDataset, find_sources, visible_entries
 
@@ -61,23 +62,26 @@ def _case_of(path: Path) -> str:
 
 
 class ScanDataset(SourceDataset):
-    """Reads scans one at a time: items are `{"image": MetaTensor (1, X, Y, Z) in RAS, raw values, "case": str}`.
+    """Reads scans one at a time: items are `{"image": MetaTensor (1, X, Y, Z), preprocessed, "case": str}`.
 
-    A scan that cannot be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder;
+    The image records what was done to it, which `Preprocessing.to_own_grid` undoes for its labels. A scan that cannot be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder;
     a single bad scan raises `InputError`. `place(case)` tells where a scan came from. Under torch.distributed each
     rank reads its share. Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
     """
 
     noun = "scan"
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, preprocessing: Preprocessing) -> None:
         super().__init__(find_scans(inputs))
+        self.preprocessing = preprocessing
         self._places: dict[str, Volume] = {}
 
     def _item(self, source: Source) -> dict[str, Any]:
         volume = read_volume(source.path)
         self._places[source.case] = _without_voxels(volume)
-        return {"image": ras_tensor(volume), "case": source.case}
+        image = as_loaded(volume)
+        del volume  # or its voxels would stay beside the preprocessed ones
+        return {"image": self.preprocessing.of_image(image), "case": source.case}
 
     def place(self, case: str) -> Volume:
         """Return path, affine, header and notes of a scan that was read; its array has the shape but no memory."""
@@ -88,18 +92,16 @@ def _without_voxels(volume: Volume) -> Volume:
     return replace(volume, array=np.broadcast_to(volume.array.dtype.type(0), volume.array.shape))
 
 
-def ras_tensor(volume: Volume) -> MetaTensor:
-    """Return a scan as (1, X, Y, Z) in RAS, raw values, with MONAI's metadata.
+def as_loaded(volume: Volume) -> MetaTensor:
+    """Return a scan (X, Y, Z) as `LoadImaged` with `VolumeReader` gives it; it shares the scan's memory.
 
-    Shares memory with the scan where no axis is flipped; `signed_values` tells the type.
+    MONAI's loader would copy it into another order in memory.
     """
-    array, affine = to_ras(volume.array, volume.affine)
-    array = signed_values(array)
+    array = signed_values(volume.array)
     if min(array.strides) < 0:
         array = array.copy(order="K")  # torch knows no negative strides; "K" keeps slices together in memory
-    meta = metadata_of(affine, array.shape)
-    meta.update(original_affine=volume.affine.copy(), original_channel_dim=0, filename_or_obj=str(volume.path))
-    return MetaTensor(torch.from_numpy(array)[None], meta=meta)
+    meta = {**metadata_of(volume.affine, array.shape), "filename_or_obj": str(volume.path)}
+    return MetaTensor(torch.from_numpy(array), meta=meta)
 
 
 def scan_loader(scans: ScanDataset) -> DataLoader:

@@ -7,14 +7,12 @@ MONAI's `SliceInferer` keeps the float logits of all classes for the whole volum
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.errors import InputError
 from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
 from pipeline.inference.scans.volume_inferer import VolumeInferer
@@ -23,15 +21,14 @@ _MOST_CLASSES = 256  # label maps are uint8
 
 
 class SliceWiseInferer(VolumeInferer):
-    """Segments volumes (B, 1, X, Y, Z) of raw intensities, oriented to RAS, into label maps (B, 1, X, Y, Z) uint8.
+    """Segments preprocessed volumes (B, 1, X, Y, Z) into label maps (B, 1, X, Y, Z) uint8, slice by slice along z.
 
-    Each chunk of axial slices is scaled to [0, 1], resized to the training size, segmented, and its logits are brought
-    back to the slice grid (bilinear) before the class is chosen: classes themselves are never interpolated. The
-    intensity window is taken once from each whole volume. The size of the chunks does not change the result.
+    Each chunk of slices is resized to the training size, segmented, and its logits are brought back to the slice grid
+    (bilinear) before the class is chosen: classes themselves are never interpolated. The size of the chunks does not
+    change the result.
 
     Args:
         size: side of the square slices that the network was trained on.
-        intensity: the rule of the training data, or its `{"rule", "low", "high"}` as checkpoints hold it.
         slices_per_chunk: how many slices the network sees at once; memory grows with it.
         amp_dtype: "bfloat16" or "float16" to run the network under autocast, None for full precision.
 
@@ -42,26 +39,23 @@ class SliceWiseInferer(VolumeInferer):
     def __init__(
         self,
         size: int,
-        intensity: IntensityRule | Mapping[str, Any],
         slices_per_chunk: int = 16,
         amp_dtype: str | torch.dtype | None = None,
     ) -> None:
         if size < 1 or slices_per_chunk < 1:
             raise InputError(f"size {size} and slices_per_chunk {slices_per_chunk} must be 1 or more")
         self.size = size
-        self.intensity = intensity if isinstance(intensity, IntensityRule) else IntensityRule.from_dict(intensity)
         self.slices_per_chunk = slices_per_chunk
         self._logits = LogitsAtTrainingSize(size, amp_dtype, _MOST_CLASSES)
 
     def _segment(self, volume: Tensor, target: Tensor, network: Network, *args: Any, **kwargs: Any) -> None:
         """Fill `target` (X, Y, Z) with the labels of `volume` (X, Y, Z)."""
-        window = self.intensity.window(volume)
         device, depth = device_of(network, volume.device), volume.shape[2]
         for start in range(0, depth, self.slices_per_chunk):
             chosen = slice(start, start + self.slices_per_chunk)
-            raw = volume[..., chosen].permute(2, 0, 1).unsqueeze(1).contiguous().to(device)
-            logits = self._logits(self.intensity.scale(raw, window), network, *args, **kwargs)
-            check_finite(logits, lambda i, start=start: f"axial slice {start + i} of {depth} (0 is the lowest)")
-            logits = F.interpolate(logits, size=raw.shape[-2:], mode="bilinear", align_corners=False)
+            slices = volume[..., chosen].permute(2, 0, 1).unsqueeze(1).contiguous().to(device)
+            logits = self._logits(slices, network, *args, **kwargs)
+            check_finite(logits, lambda i, start=start: f"slice {start + i} of {depth} (0 is the lowest)")
+            logits = F.interpolate(logits, size=slices.shape[-2:], mode="bilinear", align_corners=False)
             # max gives the indices of argmax, the first of equals, in a sixth of the time on CPU (torch 2.13).
             target[..., chosen] = logits.max(dim=1).indices.to(torch.uint8).permute(1, 2, 0).to(target.device)

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.preprocessing import Preprocessing
 from pipeline.data.samples.slices import resize_labels
 from pipeline.errors import InputError
 from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
@@ -28,7 +28,7 @@ class CentreCropInferer(Inferer):
     """Segments images (B, C, H, W) of raw values into the paper's label maps (B, 1, h, w) uint8.
 
     The image is mirrored by 3/8 of `tile_px` beyond each border. Crops of `tile_px` begin every quarter of that, which
-    is `stride_px`: H // stride_px rows of W // stride_px crops. Each is scaled to [0, 1], resized to `size` and
+    is `stride_px`: H // stride_px rows of W // stride_px crops. Each is preprocessed, resized to `size` and
     segmented; of its map only the central quarter of the rows and columns is kept, from 3/8 to 5/8 of `size`. These
     centres, placed edge to edge, are the result, h = size / 4 * (H // stride_px) high. So 1024, 256 and an image of
     2048 x 2048 give 8 x 8 centres of 64 x 64, a map of 512 x 512.
@@ -39,7 +39,7 @@ class CentreCropInferer(Inferer):
     Args:
         size: side of the square images that the network was trained on, a multiple of 8.
         tile_px: pixels of the image that this side spans, a multiple of 8.
-        intensity: the rule of the training data, or its `{"rule", "low", "high"}`.
+        preprocessing: what was done to the tiles of the training data.
         published_centre: keep the rows and columns one pixel before the central ones (95 to 158 of 256), as the
             published code does by mistake, in prediction and label alike.
         crops_per_batch: how many crops the network sees at once; it does not change the result.
@@ -53,7 +53,7 @@ class CentreCropInferer(Inferer):
         self,
         size: int,
         tile_px: int,
-        intensity: IntensityRule | Mapping[str, Any],
+        preprocessing: Preprocessing,
         published_centre: bool = False,
         crops_per_batch: int = 8,
         amp_dtype: str | torch.dtype | None = None,
@@ -63,7 +63,7 @@ class CentreCropInferer(Inferer):
                 raise InputError(f"{name} is {value}; the paper's protocol needs a multiple of 8, or use protocol full")
         if crops_per_batch < 1:
             raise InputError(f"crops_per_batch {crops_per_batch} must be 1 or more")
-        self.intensity = intensity if isinstance(intensity, IntensityRule) else IntensityRule.from_dict(intensity)
+        self.preprocessing = preprocessing
         self.size, self.tile_px, self.crops_per_batch = size, tile_px, crops_per_batch
         self.published_centre = published_centre
         self.stride_px, self._pad_px = tile_px // 4, 3 * tile_px // 8
@@ -99,11 +99,10 @@ class CentreCropInferer(Inferer):
 
     def _segment(self, image: Tensor, network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Return the centres of one image (C, H, W) as (1, h, w) uint8, on the image's device."""
-        window = self.intensity.window(image)
         device = device_of(network, image.device)
         centres = []
         for start, crops in self._batches(image):
-            images = self.intensity.scale(crops.to(device), window)
+            images = torch.stack([self.preprocessing.of_image(crop) for crop in crops.to(device)])
             logits = self._logits(images, network, *args, **kwargs)[..., self._kept, self._kept]
             check_finite(logits, lambda index, start=start: self._place(image, start + index))
             # max gives the indices of argmax, the first of equals, in a sixth of the time on CPU (torch 2.13).

@@ -8,7 +8,7 @@ weights beside them. Here the logits of one row of tiles live at a time, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from monai.inferers import Inferer
 from monai.networks.utils import eval_mode
 from torch import Tensor
 
-from pipeline.data.dataset.intensity import WINDOW, IntensityRule
+from pipeline.data.preprocessing import Preprocessing, preprocessing_of
 from pipeline.data.slides.base import UNREADABLE, Slide, Unreadable
 from pipeline.errors import InputError
 from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
@@ -44,7 +44,7 @@ class TileInferer(Inferer):
     """Segments images (B, C, H, W) of raw values 0..255 into labels (B, 1, H, W) uint8, and slides band by band.
 
     The network learned from squares of `tile_px` pixels of the slide, resized to `size`. A regular grid of such tiles
-    begins at the top left; those at the right and bottom are mirrored beyond the border. Each is scaled to [0, 1] and
+    begins at the top left; those at the right and bottom are mirrored beyond the border. Each is preprocessed and
     resized as in training; its logits are brought back to `tile_px` (bilinear) and added to its neighbours' with
     weights that fall off where tiles overlap, before the class is chosen. About K * `tile_px` * width * 4 bytes of
     sums live at a time for K classes, 0.8 GB for two of a slide 100,000 pixels wide, on the network's device.
@@ -52,7 +52,7 @@ class TileInferer(Inferer):
     Args:
         size: side of the square images that the network was trained on.
         tile_px: pixels of the slide that this side spans.
-        intensity: the rule of the training data, or its `{"rule", "low", "high"}`; a fixed window.
+        preprocessing: what was done to the tiles of the training data.
         overlap: share of a tile's side that the next one covers again, from 0 to below 1.
         tiles_per_batch: how many tiles the network sees at once; it does not change the result.
         background: a tile whose pixels, at `size`, are brighter than this in all channels is glass: the network does
@@ -68,7 +68,7 @@ class TileInferer(Inferer):
         self,
         size: int,
         tile_px: int,
-        intensity: IntensityRule | Mapping[str, Any],
+        preprocessing: Preprocessing,
         overlap: float = 0.25,
         tiles_per_batch: int = 8,
         background: float | None = 220,
@@ -78,13 +78,9 @@ class TileInferer(Inferer):
             raise InputError(f"size {size}, tile_px {tile_px} and tiles_per_batch {tiles_per_batch} must be 1 or more")
         if not 0 <= overlap < 1:
             raise InputError(f"overlap is {overlap}; give a share of a tile's side from 0 to below 1, such as 0.25")
-        self.intensity = intensity if isinstance(intensity, IntensityRule) else IntensityRule.from_dict(intensity)
-        if self.intensity.kind != WINDOW:
-            raise InputError(f"tiles are scaled by a fixed window, not by {self.intensity.kind}; use a model of slides")
         self.size, self.tile_px, self.tiles_per_batch = size, tile_px, tiles_per_batch
         self.step = max(1, round(tile_px * (1 - overlap)))
-        self.background = background
-        self._window = self.intensity.low, self.intensity.high
+        self.preprocessing, self.background = preprocessing, background
         self._logits = LogitsAtTrainingSize(size, amp_dtype, _MOST_CLASSES)
 
     def __call__(self, inputs: Tensor | Slide, network: Network, *args: Any, **kwargs: Any) -> Tensor | LabelBands:
@@ -152,26 +148,23 @@ class TileInferer(Inferer):
         self, blender: BandBlender, batch: _Batch, network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> int:
         """Run the network on the tiles of a batch that are not glass, add its logits, and return how many these are."""
-        images = [self._image(tile, blender.device) for tile in batch.tiles]
-        kept = [index for index, image in enumerate(images) if not self._is_glass(image)]
+        tiles = [tile.to(blender.device) for tile in batch.tiles]
+        kept = [index for index, tile in enumerate(tiles) if not self._is_glass(tile)]
         if not kept:
             return 0
         lefts = [batch.lefts[index] for index in kept]
-        logits = self._logits(torch.cat([images[index] for index in kept]), network, *args, **kwargs)
+        images = torch.stack([self.preprocessing.of_image(tiles[index]) for index in kept])
+        logits = self._logits(images, network, *args, **kwargs)
         check_finite(logits, lambda index: f"the tile at x={lefts[index]}, y={batch.top}")
         for tile_logits, left in zip(logits, lefts, strict=True):
             blender.add(tile_logits, left)
         return len(kept)
 
-    def _image(self, tile: Tensor, device: torch.device) -> Tensor:
-        """Return a tile (C, tile_px, tile_px) as the network's input (1, C, size, size)."""
-        return self._logits.resize(self.intensity.scale(tile.to(device)[None], self._window))
-
-    def _is_glass(self, image: Tensor) -> bool:
+    def _is_glass(self, tile: Tensor) -> bool:
+        """Tell whether all pixels of a tile (C, tile_px, tile_px) of raw values are bright at the network's size."""
         if self.background is None:
             return False
-        threshold = self.intensity.scale(torch.tensor(float(self.background)), self._window)
-        return float(image.amin()) > float(threshold)
+        return float(self._logits.resize(tile[None].float()).amin()) > self.background
 
 
 class _Batch(NamedTuple):
@@ -270,11 +263,13 @@ def tile_inferer_of(
     tiles_per_batch: int = 8,
     background: float | None = 220,
     amp_dtype: str | None = None,
+    trusted_modules: Sequence[str] = (),
 ) -> TileInferer:
-    """Return the inferer with the size, tile and intensity rule that `model` was trained on.
+    """Return the inferer with the size, tile and preprocessing that `model` was trained on.
 
-    Raises `InputError` for a model of scans.
+    `trusted_modules`: see `preprocessing_of`. Raises `InputError` for a model of scans.
     """
     if model.tile_px is None:
         raise InputError("the checkpoint was trained on scans, not on slides; choose one trained on tiles of slides")
-    return TileInferer(model.size, model.tile_px, model.intensity, overlap, tiles_per_batch, background, amp_dtype)
+    preprocessing = preprocessing_of(model.preprocessing, trusted_modules)
+    return TileInferer(model.size, model.tile_px, preprocessing, overlap, tiles_per_batch, background, amp_dtype)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to an image before a network sees it: one list of transforms for training, evaluation and inference.
+
+A config lists them, `model.pt` keeps the list as plain data, and inference runs it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import CastToTyped, Compose, Invertd, LoadImaged, MapTransform, Randomizable, Transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from pipeline import described
+from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.scans.volumes import VolumeReader
+from pipeline.errors import InputError
+
+IMAGE, LABEL = "image", "label"
+# Classes of MONAI's other modules read and write files.
+TRUSTED_MODULES = (
+    "monai.transforms.croppad",
+    "monai.transforms.intensity",
+    "monai.transforms.signal",
+    "monai.transforms.spatial",
+    "monai.transforms.utility",
+    "pipeline.data",
+)
+_LOADER = described.dotted_name(LoadImaged)
+_READERS = ("pipeline.data.VolumeReader", described.dotted_name(VolumeReader))
+
+
+class ScaleIntensityByRuled(MapTransform):
+    """Scales an image to [0, 1] float32: a fixed window, or percentiles of the whole image.
+
+    Equals MONAI's `ScaleIntensityRanged`, or `ScaleIntensityRangePercentilesd`, with b_min 0, b_max 1 and clip. It
+    needs one float32 copy of a volume where those make three, and takes percentiles as numpy does, whatever the size.
+
+    Args:
+        keys: of the images.
+        rule: "window", with `low` and `high` in raw units (HU for CT), or "percentiles", with both in percent.
+        low: the raw value, or its percentile, that becomes 0; what is lower becomes 0 too.
+        high: likewise for 1.
+        allow_missing_keys: do nothing where a key is missing.
+
+    Raises:
+        InputError: an impossible rule; voxels that are not finite, where percentiles are wanted.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, rule: str, low: float, high: float, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.rule = IntensityRule(rule, low, high)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with its images scaled; the given ones are left as they are."""
+        scaled = dict(data)
+        for key in self.key_iterator(scaled):
+            image = scaled[key]
+            scaled[key] = self._scale(convert_to_tensor(image, track_meta=False))
+            if isinstance(image, MetaTensor):
+                scaled[key] = MetaTensor(scaled[key]).copy_meta_from(image)
+        return scaled
+
+    def _scale(self, raw: Tensor) -> Tensor:
+        low, high = self.rule.window(raw)
+        width = high - low if high > low else 1.0  # a constant volume becomes zeros
+        return raw.to(torch.float32, copy=True).sub_(low).div_(width).clamp_(0.0, 1.0)
+
+
+class Preprocessing(Compose):
+    """Deterministic dictionary transforms of `image`, and of `label` where there is one, with their description.
+
+    Args:
+        transforms: as MONAI's `Compose` takes them.
+        description: of each as plain data, as `pipeline.described.describe` gives it.
+
+    Raises:
+        InputError: a random transform, which belongs into the augmentation.
+    """
+
+    def __init__(self, transforms: Sequence[Any], description: Iterable[Mapping[str, Any]]) -> None:
+        super().__init__(list(transforms))
+        self.description = [dict(one) for one in description]
+        random = [type(one).__name__ for one in self.flatten().transforms if isinstance(one, Randomizable)]
+        if random:
+            raise InputError(f"preprocessing has {', '.join(random)}, which is random; put it into the augmentation")
+
+    def of_image(self, image: Tensor) -> Tensor:
+        """Return an image, (X, Y, Z) or (C, H, W) as its reader gives it, preprocessed; there is no label."""
+        return self({IMAGE: image})[IMAGE]
+
+    def to_own_grid(self) -> Compose:
+        """Return what brings label maps `pred` (1, ...) uint8 of an `image` to the grid that the image was read on.
+
+        MONAI inverts the transforms that the image records: turns and flips exactly, other spacings by the nearest
+        voxel. For `postprocessing` of an evaluator.
+        """
+        return Compose(
+            [Invertd("pred", self, orig_keys=IMAGE, nearest_interp=True), CastToTyped("pred", dtype=torch.uint8)]
+        )
+
+
+def preprocessing_of(description: Sequence[Mapping[str, Any]], trusted_modules: Sequence[str] = ()) -> Preprocessing:
+    """Return the preprocessing that a model file describes, for images that have been read already.
+
+    The first transform of a list for scans loads files; it is left out, and so is the label of every transform.
+    `trusted_modules` names modules whose classes may be built beside those of `TRUSTED_MODULES`.
+
+    Raises:
+        InputError: a transform of another module, or one that cannot be built.
+    """
+    steps = [one for one in description if one.get(described.TARGET) != _LOADER]
+    transforms = [described.build(one, Transform, (*TRUSTED_MODULES, *trusted_modules)) for one in steps]
+    for transform in transforms:
+        if isinstance(transform, MapTransform):
+            transform.allow_missing_keys = True
+    return Preprocessing(transforms, steps)
+
+
+def check_preprocessing(description: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse (`InputError`) a preprocessing of scans that inference could not repeat; call it before training.
+
+    Inference reads scans by `VolumeReader`, from files or from memory, so training must too.
+    """
+    loaders = [one for one in description if one[described.TARGET] == _LOADER]
+    if len(loaders) != 1 or loaders[0] != description[0] or loaders[0].get("reader") not in _READERS:
+        raise InputError(
+            "preprocessing must begin with its only LoadImaged, of reader pipeline.data.VolumeReader: inference reads "
+            "scans by it"
+        )
