@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teachers and students, what distillation needs beside them, and the files that hold trained ones."""
 
+from pipeline.networks.adopted import adopt
 from pipeline.networks.base import BatchNorm2d, SegmentationNetwork
 from pipeline.networks.build import NETWORKS, build_network, network_recipe, tap_channels
 from pipeline.networks.cost import multiply_adds, parameter_count
@@ -29,6 +30,7 @@ __all__ = [
     "Paraphraser",
     "SavedModel",
     "SegmentationNetwork",
+    "adopt",
     "build_network",
     "check_can_be_saved",
     "distinct",

@@ -120,7 +120,7 @@ def build_monai_network(
     given = {"in_channels": in_channels, "out_channels": out_channels, "spatial_dims": spatial_dims}
     network = _instantiated(name, network_class, {**given, **options}, family.on_meta)
     if spatial_dims == 2:
-        _drop_channels_not_images(network)
+        drop_channels_not_images(network)
     arguments = inspect.signature(network_class).bind(**given, **options)
     arguments.apply_defaults()
     network.in_channels, network.out_channels, network.spatial_dims = in_channels, out_channels, spatial_dims
@@ -196,7 +196,7 @@ def _instantiated(name: str, network_class: type[nn.Module], arguments: dict[str
         raise InputError(f"network '{name}' cannot be built with {arguments}: {_first_line(error)}") from error
 
 
-def _drop_channels_not_images(network: nn.Module) -> None:
+def drop_channels_not_images(network: nn.Module) -> None:
     """Put `Dropout2d` in place of the `Dropout3d` of a network for images, which has no parameters.
 
     MONAI's VNet always has some; torch takes their batch (B, C, H, W) for one volume of B channels and drops whole

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.described import TARGET, plain
+from pipeline.described import TARGET, dotted_name, plain
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_tensors
+from pipeline.networks.adopted import build_adopted
 from pipeline.networks.build import build_network
 
 FORMAT = "graphflow-segmentation model"
@@ -37,7 +38,8 @@ class SavedModel:
 
     Attributes:
         network: as `build_network` makes it, in evaluation mode, on the device asked for.
-        network_arguments: what `build_network` was called with: `name`, `in_channels`, `out_channels`, options.
+        network_arguments: what `build_network` was called with (`name`, `in_channels`, `out_channels`, options), or
+            `build_adopted`, which has the class for a `name` and `options` beside it.
         labels: class index -> name, 0 is the background.
         preprocessing: what was done to the training images, as `pipeline.data.preprocessing_of` takes it.
         size: side in pixels of the square images that the network was trained on; of a network of volumes, the sides
@@ -94,9 +96,9 @@ def save_model(
     network = unwrapped(network)
     arguments = plain("network_arguments", network_arguments or getattr(network, "arguments", {}))
     if "name" not in arguments:
-        raise ValueError("the network does not say how it was built: use build_network, or pass network_arguments")
+        raise ValueError("the network does not say how it was built: use build_network or adopt, or give the arguments")
     state = _detached(network.state_dict())
-    skeleton = _skeleton(arguments)
+    skeleton = _skeleton(arguments, _own_module(arguments))
     difference = _difference(skeleton, state)
     if difference:
         raise ValueError(f"network_arguments {arguments} build another network than the one given: {difference}")
@@ -118,12 +120,12 @@ def save_model(
 def check_can_be_saved(network: nn.Module) -> None:
     """Refuse (`InputError`) a network that a model file could not describe; call it before the first iteration."""
     bare = unwrapped(network)
-    if "name" not in getattr(bare, "arguments", {}):
-        kind = f"{type(bare).__module__}.{type(bare).__qualname__}"
-        raise InputError(
-            f"the network is a {kind} that model.pt could not build again; give it by name, as --network "
-            "\"{'name': 'monai.networks.nets.SegResNet', 'init_filters': 16}\""
-        )
+    arguments = getattr(bare, "arguments", {})
+    if "name" not in arguments:
+        raise InputError(f"model.pt could not build a {dotted_name(type(bare))} again; let pipeline.networks.adopt have it")
+    difference = _difference(_skeleton(arguments, _own_module(arguments)), bare.state_dict())
+    if difference:
+        raise InputError(f"model.pt would build another {arguments['name']} than network_def: {difference}")
 
 
 def load_model(
@@ -132,6 +134,7 @@ def load_model(
     expect: str | None = None,
     model_requirements: Mapping[str, Any] | None = None,
     preprocessing: Sequence[Mapping[str, Any]] | None = None,
+    trusted_modules: Sequence[str] = (),
 ) -> SavedModel:
     """Return the model that `save_model` wrote to `path`. No random number is drawn.
 
@@ -142,6 +145,8 @@ def load_model(
         model_requirements: `Dataset.model_requirements` of the dataset that the model is to be used on; None takes any.
         preprocessing: what is done to the images that the network will see, where it is not the file's own list that
             is done to them: a teacher sees its student's images. None takes any.
+        trusted_modules: of which the network's class may be, beside MONAI's networks and those of this package.
+        trusted_modules: of which the network's class may be, beside MONAI's networks and those of this package.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
@@ -158,7 +163,7 @@ def load_model(
         _check_dataset(path, content, model_requirements)
     if preprocessing is not None:
         _check_preprocessing(path, content["preprocessing"], preprocessing)
-    network = _network(path, arguments, content["state_dict"])
+    network = _network(path, arguments, content["state_dict"], trusted_modules)
     return SavedModel(
         network=to_device(network, device).eval(),
         network_arguments=network.arguments,
@@ -262,10 +267,17 @@ def _size_of(size: int | Sequence[int]) -> int | tuple[int, ...]:
     return tuple(size) if isinstance(size, Sequence) else size
 
 
-def _skeleton(arguments: Mapping[str, Any]) -> nn.Module:
+def _skeleton(arguments: Mapping[str, Any], trusted_modules: Sequence[str]) -> nn.Module:
     """Return the network without memory or values: built in no time, with no random number drawn."""
     with torch.device("meta"):
+        if "options" in arguments:
+            return build_adopted(**arguments, trusted_modules=trusted_modules)
         return build_network(**arguments)
+
+
+def _own_module(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the module of the class of a network at hand, which needs no other trust."""
+    return [str(arguments["name"]).rpartition(".")[0]]
 
 
 def _difference(network: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -335,10 +347,12 @@ def _content(path: Path, raw: bytes) -> dict[str, Any]:
     return dict(content)
 
 
-def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+def _network(
+    path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor], trusted_modules: Sequence[str]
+) -> nn.Module:
     """Return the network that the file describes, with the file's weights."""
     try:
-        network = _skeleton(arguments)
+        network = _skeleton(arguments, trusted_modules)
     except (InputError, TypeError) as error:
         raise InputError(f"{path} describes a network that this release cannot build: {error}") from error
     difference = _difference(network, state)
