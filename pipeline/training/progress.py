@@ -36,7 +36,7 @@ class Progress:
         self._loss_sum, self._iterations, self._started = 0.0, 0, time.perf_counter()
 
     def _add(self, engine: Engine) -> None:
-        self._loss_sum = self._loss_sum + engine.state.output["loss"]  # stays on the device: no wait for it here
+        self._loss_sum = self._loss_sum + engine.state.output[0]["loss"]  # stays on the device: no wait for it here
         self._iterations += 1
 
     def _log(self, engine: Engine) -> None:

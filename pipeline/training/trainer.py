@@ -49,7 +49,8 @@ class DistillationTrainer(SupervisedTrainer):
     distiller to the segmentation loss, step the optimizer, let the distiller train its own parts (discriminator).
     With `accumulation_steps` N, gradients are the means of N iterations and the optimizer steps after each N-th; what
     the distiller trains itself sees the last of them. Gradients, and the terms told, are the means over all processes.
-    `engine.state.output` holds `image`, `label`, `pred`, `loss` and `terms`: every unweighted term by name, detached.
+    `engine.state.output` is a list of one dictionary for the whole batch, with `image`, `label`, `pred`, `loss` and
+    `terms`: every unweighted term by name, detached. MONAI's `from_engine(["loss"], first=True)` reads it.
 
     It departs from the parent in three ways. Its `amp` is CUDA only, creates its scaler in `run` (so that no resumed
     run can restore it) and scales bfloat16 too: here `precision` works on every device and the scaler exists from the
@@ -103,7 +104,7 @@ class DistillationTrainer(SupervisedTrainer):
             while self.after_run:
                 self.after_run.pop()(self)
 
-    def _iteration(self, engine: DistillationTrainer, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def _iteration(self, engine: DistillationTrainer, batchdata: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         images, labels = self._batch_on_device(batchdata)
         self.network.train()
         if self.distiller is not None:
@@ -118,7 +119,7 @@ class DistillationTrainer(SupervisedTrainer):
         engine.state.output[Keys.LOSS] = loss.detach()
         engine.state.output["terms"] = averaged(terms)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+        return [engine.state.output]
 
     def _batch_on_device(self, batchdata: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)

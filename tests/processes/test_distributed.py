@@ -118,7 +118,7 @@ def train(
     )
     trainer.run()
     trained = network.state_dict() | (distiller.methods.state_dict() if distiller else {})
-    return {name: value.clone() for name, value in trained.items()}, trainer.state.output["terms"]
+    return {name: value.clone() for name, value in trained.items()}, trainer.state.output[0]["terms"]
 
 
 def train_deep(name: str, **options: Any) -> dict[str, torch.Tensor]:

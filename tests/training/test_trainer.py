@@ -25,6 +25,7 @@ from pipeline.training import (
     record_run,
     segmentation_loss,
 )
+from tests.preprocessing import scan_preprocessing
 from tests.training.tiny_run import differences, whole_state
 
 ADVERSARY = {"adversarial": 0.1, "adversarial_kind": "hinge"}  # without the costly penalty of the default
@@ -99,7 +100,7 @@ def weights(trainer: DistillationTrainer) -> list[torch.Tensor]:
 def test_output_holds_every_loss_term_and_their_weighted_sum():
     trainer = make_trainer(1)
     trainer.run()
-    terms = trainer.state.output["terms"]
+    terms = trainer.state.output[0]["terms"]
     assert set(terms) == {"segmentation", "kd", "vertices", "edges", "adversarial", "total", "discriminator"}
     distillation = sum(trainer.distiller.weights[name] * terms[name] for name in trainer.distiller.weights)
     torch.testing.assert_close(terms["total"], terms["segmentation"] + distillation)
@@ -109,7 +110,7 @@ def test_output_holds_every_loss_term_and_their_weighted_sum():
 def test_without_a_distiller_it_is_plain_supervised_training():
     trainer = make_trainer(1, distilled=False)
     trainer.run()
-    assert set(trainer.state.output["terms"]) == {"segmentation", "total"}
+    assert set(trainer.state.output[0]["terms"]) == {"segmentation", "total"}
 
 
 def test_weight_zero_of_all_terms_equals_supervised_training():
@@ -161,7 +162,7 @@ def test_accumulated_thirds_equal_the_whole_batch():
 def test_bfloat16_trains_and_computes_the_loss_in_float32():
     trainer = make_trainer(1, precision="bfloat16")
     trainer.run()
-    assert trainer.state.output["loss"].dtype == torch.float32
+    assert trainer.state.output[0]["loss"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_resume_with_another_augmentation_says_so(tmp_path):
 def test_distillation_trains_on_cuda(precision):
     trainer = make_trainer(1, precision=precision, device="cuda")
     trainer.run()
-    assert all(torch.isfinite(term) for term in trainer.state.output["terms"].values())
+    assert all(torch.isfinite(term) for term in trainer.state.output[0]["terms"].values())
 
 
 def test_every_part_of_the_distiller_follows_the_trainers_device():
@@ -236,13 +237,15 @@ def test_last_epoch_is_always_validated(interval, epochs, expected):
 
 def test_best_model_is_kept_over_a_worse_one_after_a_resume(tmp_path):
     dataset = Dataset("d", tmp_path, "CT", {0: "background", 1: "liver"}, IntensityRule("window", 0, 1), (), (), ())
-    saver = BestModelSaver(tmp_path / "model.pt", build_network("enet"), dataset, size=32, recipe={"seed": 3})
+    preprocessing = scan_preprocessing(dataset.intensity)
+    saver = BestModelSaver(
+        tmp_path / "model.pt", build_network("enet"), dataset, preprocessing, size=32, recipe={"seed": 3}
+    )
     state = SimpleNamespace(epoch=2, best_metric=0.5, best_metric_epoch=2, key_metric_name="val_mean_dice")
     saver(SimpleNamespace(state=state))
-    assert load_model(tmp_path / "model.pt").extra == {
-        "recipe": {"seed": 3},
-        "selection": {"epoch": 2, "val_mean_dice": 0.5},
-    }
+    model = load_model(tmp_path / "model.pt")
+    assert model.preprocessing == preprocessing
+    assert model.extra == {"recipe": {"seed": 3}, "selection": {"epoch": 2, "val_mean_dice": 0.5}}
     written = (tmp_path / "model.pt").stat().st_mtime_ns
     saver(SimpleNamespace(state=SimpleNamespace(**{**vars(state), "epoch": 3})))  # epoch 3 was worse: best stays 2
     assert (tmp_path / "model.pt").stat().st_mtime_ns == written
@@ -251,7 +254,8 @@ def test_best_model_is_kept_over_a_worse_one_after_a_resume(tmp_path):
 def test_network_of_the_last_epoch_is_kept_beside_the_best(tmp_path):
     dataset = Dataset("d", tmp_path, "CT", {0: "background", 1: "liver"}, IntensityRule("window", 0, 1), (), (), ())
     best, last = tmp_path / "model.pt", tmp_path / "model_last.pt"
-    saver = BestModelSaver(best, build_network("enet"), dataset, size=32, last_path=last, epochs=3)
+    preprocessing = scan_preprocessing(dataset.intensity)
+    saver = BestModelSaver(best, build_network("enet"), dataset, preprocessing, size=32, last_path=last, epochs=3)
     state = {"best_metric": 0.5, "best_metric_epoch": 2, "key_metric_name": "dice", "metrics": {"dice": 0.5}}
     saver(SimpleNamespace(state=SimpleNamespace(epoch=2, **state)))
     assert not last.exists()
@@ -282,7 +286,7 @@ def test_logged_shares_of_the_gradient_change_nothing(caplog):
     methods = {"graph_flow": {"weight": 1, **ADVERSARY}}
     plain, logging = make_trainer(2, methods=methods), make_trainer(2, methods=methods, log_gradient_shares=4)
     seen = []
-    logging.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.output["terms"]))
+    logging.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.output[0]["terms"]))
     for trainer in (plain, logging):
         torch.manual_seed(1)
         trainer.run()

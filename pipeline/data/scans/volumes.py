@@ -7,6 +7,7 @@ in `Volume.notes`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -41,6 +42,9 @@ __all__ = [
     "with_label_values",
     "write_label_map",
 ]
+
+# MONAI's LoadImage builds a reader of DICOM on GPUs whatever it is to read, and warns where there is no GPU.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 SUFFIXES = (".nii.gz", ".nii", *SIMPLEITK_SUFFIXES)
 # Label maps saved as floats carry rounding of this order; anything more is interpolation, and no class any more.
