@@ -140,7 +140,7 @@ def _least_divisor(network: nn.Module) -> int:
 
 
 def _problem(bare: nn.Module, network: nn.Module) -> str:
-    """Return what is wrong with the network's output for a small image of its `size_divisor`, nothing if all is well."""
+    """Return what is wrong with the output for a small image of the network's `size_divisor`, or an empty text."""
     sides = trial_sides(network)
     expected = (1, network.out_channels, *sides)
     for training in (True, False):

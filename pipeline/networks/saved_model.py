@@ -122,7 +122,7 @@ def check_can_be_saved(network: nn.Module) -> None:
     bare = unwrapped(network)
     arguments = getattr(bare, "arguments", {})
     if "name" not in arguments:
-        raise InputError(f"model.pt could not build a {dotted_name(type(bare))} again; let pipeline.networks.adopt have it")
+        raise InputError(f"model.pt could not build a {dotted_name(type(bare))} again; use pipeline.networks.adopt")
     difference = _difference(_skeleton(arguments, _own_module(arguments)), bare.state_dict())
     if difference:
         raise InputError(f"model.pt would build another {arguments['name']} than network_def: {difference}")

@@ -19,6 +19,7 @@ from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset, read_label_image
 from pipeline.networks import build_network, load_model, save_model
 from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, rows, run, run_in_two_processes
+from tests.preprocessing import tile_preprocessing
 
 CONFIGS = Path("bundles/gastric/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
@@ -55,7 +56,7 @@ def untrained(path: Path, dataset_dir: Path, size: int = 32) -> Path:
         path,
         network,
         labels=dataset.labels,
-        intensity=dataset.intensity.to_dict(),
+        preprocessing=tile_preprocessing(dataset.intensity),
         size=size,
         modality=dataset.modality,
         tile_px=dataset.tile_px,

@@ -19,6 +19,7 @@ from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, save_model
 from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, config_files, rows, run
+from tests.preprocessing import scan_preprocessing, tile_preprocessing
 
 pytestmark = pytest.mark.slow
 # Of random draws each process has its own: augmentation is off, and the students have no dropout.
@@ -65,7 +66,7 @@ def model_of(folder: Path, path: Path) -> Path:
         network,
         network_arguments=network.arguments,
         labels=dataset.labels,
-        intensity=dataset.intensity.to_dict(),
+        preprocessing=(scan_preprocessing if dataset.tile_px is None else tile_preprocessing)(dataset.intensity),
         size=64,
         modality=dataset.modality,
         tile_px=dataset.tile_px,

@@ -30,6 +30,7 @@ from tests.bundles.bundle_commands import (
     run_program,
     two_process_command,
 )
+from tests.preprocessing import scan_preprocessing
 
 KILLS, EPOCHS = 10, 12  # random moments in each of train and distill, spread over a run of so many epochs
 SIZE = 64  # the least that the discriminator takes
@@ -54,7 +55,7 @@ def options(dataset_dir, tmp_path_factory) -> dict[str, list[object]]:
         network,
         network_arguments=network.arguments,
         labels=dataset.labels,
-        intensity=dataset.intensity.to_dict(),
+        preprocessing=scan_preprocessing(dataset.intensity),
         size=SIZE,
         modality=dataset.modality,
     )

@@ -18,6 +18,7 @@ from data_prep import phantom_ct
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, load_model, save_model
 from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, rows, run, run_typed
+from tests.preprocessing import scan_preprocessing
 
 CONFIGS = Path("bundles/synapse/configs")
 WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
@@ -49,7 +50,7 @@ def checkpoint(dataset_dir, tmp_path_factory) -> Path:
         network,
         network_arguments=network.arguments,
         labels=dataset.labels,
-        intensity=dataset.intensity.to_dict(),
+        preprocessing=scan_preprocessing(dataset.intensity),
         size=32,
         modality=dataset.modality,
     )
@@ -231,7 +232,7 @@ def test_teacher_of_other_organs_is_refused(dataset_dir, checkpoint, tmp_path):
         network,
         network_arguments=network.arguments,
         labels=labels,
-        intensity=model["intensity"],
+        preprocessing=model["preprocessing"],
         size=32,
         modality="CT",
     )

@@ -20,6 +20,7 @@ from pipeline.data import load_dataset, read_volume
 from pipeline.inference import PatchInferer, inferer_of, segment
 from pipeline.networks import build_network, load_model, save_model
 from tests.bundles.bundle_commands import assert_done, begin, config_files, error_line, rows, run, run_program
+from tests.preprocessing import scan_preprocessing
 
 SEGRESNET = {"name": "monai.networks.nets.SegResNet", "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
 TEACHER = {**SEGRESNET, "init_filters": 8}
@@ -119,7 +120,8 @@ def test_evaluation_takes_the_model_as_any_other(dataset_dir, distilled):
 )
 def test_networks_of_images_are_refused(options, message, dataset_dir, teacher, tmp_path):
     dataset, network = load_dataset(dataset_dir), build_network("enet", out_channels=9)
-    settings = {"labels": dataset.labels, "intensity": dataset.intensity.to_dict(), "modality": dataset.modality}
+    settings = {"labels": dataset.labels, "modality": dataset.modality}
+    settings["preprocessing"] = scan_preprocessing(dataset.intensity)
     save_model(tmp_path / "slices.pt", network, size=32, **settings)
     places = {"TEACHER": teacher, "SLICES": tmp_path / "slices.pt"}
     options = [places.get(option, option) if isinstance(option, str) else option for option in options]

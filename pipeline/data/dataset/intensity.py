@@ -17,7 +17,6 @@ WINDOW = "window"
 PERCENTILES = "percentiles"
 
 
-
 def _number(name: str, value: object) -> float:
     """Return `value` as a finite float; true and false are no numbers here."""
     try:

@@ -29,9 +29,7 @@ CACHE_VERSION = 2
 _IMAGES, _LABELS, _INDEX = "images.float32", "labels.uint8", "index.json"
 
 
-def cache_key(
-    datalist: Sequence[Mapping[str, str]], preprocessing: Sequence[Mapping[str, Any]], size: int
-) -> str:
+def cache_key(datalist: Sequence[Mapping[str, str]], preprocessing: Sequence[Mapping[str, Any]], size: int) -> str:
     """Return a hash of the case files (path, size, time of change), the preprocessing and the slice size.
 
     Of the preprocessing its description counts, and the code of its classes where they are not MONAI's.

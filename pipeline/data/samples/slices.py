@@ -134,9 +134,7 @@ def _prepared(
         yield entry["case"], _to_slices(image, size, resize_images), _to_slices(label, size, resize_labels)
 
 
-def prepared_volume(
-    entry: Mapping[str, str], preprocessing: Preprocess, out_channels: int
-) -> tuple[Tensor, Tensor]:
+def prepared_volume(entry: Mapping[str, str], preprocessing: Preprocess, out_channels: int) -> tuple[Tensor, Tensor]:
     """Return the image (1, X, Y, Z) or (C, H, W) float32 and the label uint8 that `preprocessing` makes of one entry.
 
     Raises `InputError` with the name of the case, like `SliceDataset`.

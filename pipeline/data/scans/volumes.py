@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ __all__ = [
 
 # MONAI's LoadImage builds a reader of DICOM on GPUs whatever it is to read, and warns where there is no GPU.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 SUFFIXES = (".nii.gz", ".nii", *SIMPLEITK_SUFFIXES)
 # Label maps saved as floats carry rounding of this order; anything more is interpolation, and no class any more.

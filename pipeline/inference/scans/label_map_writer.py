@@ -27,7 +27,8 @@ _MM3_PER_ML = 1000.0
 class LabelMapWriter(CaseWriter):
     """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
 
-    Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8 on the scans' own grids.
+    Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8, on the
+    scans' own grids.
     The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
     the arguments, of which `scans` is the dataset that the evaluator reads.
     """

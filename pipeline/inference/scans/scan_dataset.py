@@ -13,8 +13,8 @@ import torch
 from monai.data import DataLoader, MetaTensor
 from torch.utils.data import default_collate
 
-from pipeline.data.scans.dicom import is_dicom_folder
 from pipeline.data.preprocessing import Preprocessing
+from pipeline.data.scans.dicom import is_dicom_folder
 from pipeline.data.scans.volumes import SUFFIXES, Volume, metadata_of, read_volume, scan_suffix, signed_values
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs, Source, SourceDataset, find_sources, visible_entries
@@ -64,9 +64,10 @@ def _case_of(path: Path) -> str:
 class ScanDataset(SourceDataset):
     """Reads scans one at a time: items are `{"image": MetaTensor (1, X, Y, Z), preprocessed, "case": str}`.
 
-    The image records what was done to it, which `Preprocessing.to_own_grid` undoes for its labels. A scan that cannot be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder;
-    a single bad scan raises `InputError`. `place(case)` tells where a scan came from. Under torch.distributed each
-    rank reads its share. Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
+    The image records what was done to it, which `Preprocessing.to_own_grid` undoes for its labels. A scan that cannot
+    be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder; a single bad scan
+    raises `InputError`. `place(case)` tells where a scan came from. Under torch.distributed each rank reads its share.
+    Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
     """
 
     noun = "scan"
