@@ -30,6 +30,21 @@ from pipeline.networks import build_network
 SIDE = 512
 SPACING_MM = (0.75, 0.75, 1.0)
 CLASSES = 9
+SCALING = "pipeline.data.preprocessing.ScaleIntensityByRuled"
+PREPROCESSING = [  # that of the Synapse bundle
+    {
+        "_target_": "monai.transforms.utility.dictionary.EnsureChannelFirstd",
+        "keys": "image",
+        "channel_dim": "no_channel",
+    },
+    {
+        "_target_": "monai.transforms.spatial.dictionary.Orientationd",
+        "keys": "image",
+        "axcodes": "RAS",
+        "labels": None,
+    },
+    {"_target_": SCALING, "keys": "image", **CT_WINDOW.to_dict()},
+]
 
 
 def write_scan(path: Path, slices: int) -> None:
@@ -56,7 +71,7 @@ def measure(path: Path, output: Path, network: str, size: int, slices_per_chunk:
         network=build_network(network, in_channels=1, out_channels=CLASSES).eval(),
         network_arguments={"in_channels": 1},
         labels={0: "background", **{value: f"organ {value}" for value in range(1, CLASSES)}},
-        intensity=CT_WINDOW.to_dict(),
+        preprocessing=PREPROCESSING,
         size=size,
         tile_px=None,
         sha256="",

@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 import torch
 
-from benchmarks.inference_memory import peak_bytes
+from benchmarks.inference_memory import SCALING, peak_bytes
 from pipeline.data import SLIDE_INTENSITY
 from pipeline.inference import segment_slides
 from pipeline.networks import build_network
@@ -76,7 +76,7 @@ def measure(path: Path, output: Path, given: argparse.Namespace) -> None:
     model = SimpleNamespace(
         network=build_network(given.network, in_channels=given.channels, out_channels=CLASSES).eval(),
         labels={0: "background", 1: "cancer"},
-        intensity=SLIDE_INTENSITY.to_dict(),
+        preprocessing=[{"_target_": SCALING, "keys": "image", **SLIDE_INTENSITY.to_dict()}],
         size=given.size,
         tile_px=given.tile_px,
         sha256="",

@@ -45,21 +45,26 @@ def build(description: Mapping[str, Any], base: type[Base], modules: Sequence[st
         InputError: a class of another module, no such class, or arguments that it does not take.
     """
     name = description.get(TARGET)
-    if not isinstance(name, str) or not any(name.startswith(f"{module}.") for module in modules):
-        raise InputError(
-            f"{name!r} is none of {', '.join(modules)}; if you trust the file, name its module: "
-            f"--trusted_modules \"['{str(name).partition('.')[0]}']\""
-        )
+    _check_trusted(name, modules)
     try:
         component = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
         raise InputError(f"{name} cannot be imported: {error.value}") from error
     if not (inspect.isclass(component) and issubclass(component, base)):
         raise InputError(f"{name} is not installed, or no {base.__name__}; put its module on PYTHONPATH")
+    _check_trusted(dotted_name(component), modules)  # a module has what it imports from others too
     try:
         return component(**{key: value for key, value in description.items() if key != TARGET})
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be built from its description: {str(error).partition(chr(10))[0]}") from error
+
+
+def _check_trusted(name: Any, modules: Sequence[str]) -> None:
+    if not isinstance(name, str) or not any(name.startswith(f"{module}.") for module in modules):
+        raise InputError(
+            f"{name!r} is none of {', '.join(modules)}; if you trust the file, name its module: "
+            f"--trusted_modules \"['{str(name).rpartition('.')[0]}']\""
+        )
 
 
 def dotted_name(component: Any) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline import described
 from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.data.scans.volumes import VolumeReader
-from pipeline.errors import InputError
+from pipeline.errors import InputError, find_input_error
 
 IMAGE, LABEL = "image", "label"
 # Classes of MONAI's other modules read and write files.
@@ -92,6 +92,16 @@ class Preprocessing(Compose):
         if random:
             raise InputError(f"preprocessing has {', '.join(random)}, which is random; put it into the augmentation")
 
+    def __call__(self, data: Mapping[Hashable, Any], *args: Any, **kwargs: Any) -> dict[Hashable, Any]:
+        """Return the preprocessed data; what a transform raises arrives as `InputError`."""
+        try:
+            return super().__call__(data, *args, **kwargs)
+        except Exception as error:  # MONAI wraps whatever a transform raises
+            cause = find_input_error(error)
+            if cause is None:
+                cause = f"{_first_cause(error)}; correct the transforms, or leave the image out"
+            raise InputError(f"preprocessing: {cause}") from error
+
     def of_image(self, image: Tensor) -> Tensor:
         """Return an image, (X, Y, Z) or (C, H, W) as its reader gives it, preprocessed; there is no label."""
         return self({IMAGE: image})[IMAGE]
@@ -105,6 +115,12 @@ class Preprocessing(Compose):
         return Compose(
             [Invertd("pred", self, orig_keys=IMAGE, nearest_interp=True), CastToTyped("pred", dtype=torch.uint8)]
         )
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def preprocessing_of(description: Sequence[Mapping[str, Any]], trusted_modules: Sequence[str] = ()) -> Preprocessing:

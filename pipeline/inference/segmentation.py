@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from pipeline.data.preprocessing import preprocessing_of
 from pipeline.data.scans.volumes import Volume
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs
-from pipeline.inference.scans.label_map_writer import LabelMapWriter
+from pipeline.inference.scans.label_map_writer import LabelMapWriter, check_on_own_grid
 from pipeline.inference.scans.patches import PatchInferer
 from pipeline.inference.scans.scan_dataset import ScanDataset, as_loaded, scan_loader
 from pipeline.inference.scans.slicewise import SliceWiseInferer
@@ -43,16 +44,25 @@ def inferer_of(
     return SliceWiseInferer(model.size, slices_per_chunk, amp_dtype)
 
 
-def segment(volume: Volume, model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None) -> np.ndarray:
+def segment(
+    volume: Volume,
+    model: SavedModel,
+    slices_per_chunk: int = 16,
+    amp_dtype: str | None = None,
+    trusted_modules: Sequence[str] = (),
+) -> np.ndarray:
     """Return the label map (x, y, z) uint8 of a scan, voxel for voxel on the scan's own grid and in its own order.
 
-    Raises `InputError` for logits that are not finite and for a model of colour images.
+    `trusted_modules`: see `preprocessing_of`. Raises `InputError` for logits that are not finite and for a model of
+    colour images.
     """
     inferer = inferer_of(model, slices_per_chunk, amp_dtype)
-    preprocessing = preprocessing_of(model.preprocessing)
+    preprocessing = preprocessing_of(model.preprocessing, trusted_modules)
     image = preprocessing.of_image(as_loaded(volume))
     labels = inferer(image[None], model.network.eval())[0]
-    return preprocessing.to_own_grid()({"pred": labels, "image": image})["pred"][0].numpy()
+    labels = preprocessing.to_own_grid()({"pred": labels, "image": image})["pred"]
+    check_on_own_grid(labels, volume)
+    return labels[0].numpy()
 
 
 def segment_files(
@@ -62,6 +72,7 @@ def segment_files(
     slices_per_chunk: int = 16,
     amp_dtype: str | None = None,
     overwrite: bool = False,
+    trusted_modules: Sequence[str] = (),
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
@@ -70,7 +81,7 @@ def segment_files(
     over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is
     given and fails, and for what concerns all: the folder, the names, the model.
     """
-    preprocessing = preprocessing_of(model.preprocessing)
+    preprocessing = preprocessing_of(model.preprocessing, trusted_modules)
     scans = ScanDataset(inputs, preprocessing)
     settings = {"precision": amp_dtype or "float32"}
     writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite)
@@ -95,6 +106,7 @@ def segment_slides(
     background: float | None = 220,
     amp_dtype: str | None = None,
     overwrite: bool = False,
+    trusted_modules: Sequence[str] = (),
 ) -> int:
     """Segment a slide, or a folder of slides, into `output_dir`; returns the exit code.
 
@@ -112,7 +124,7 @@ def segment_slides(
         val_data_loader=slide_loader(slides),
         network=model.network,
         prepare_batch=slide_batch,
-        inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype),
+        inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype, trusted_modules),
         val_handlers=[writer],
         decollate=False,
     )

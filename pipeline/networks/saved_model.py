@@ -146,7 +146,6 @@ def load_model(
         preprocessing: what is done to the images that the network will see, where it is not the file's own list that
             is done to them: a teacher sees its student's images. None takes any.
         trusted_modules: of which the network's class may be, beside MONAI's networks and those of this package.
-        trusted_modules: of which the network's class may be, beside MONAI's networks and those of this package.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another

@@ -25,6 +25,7 @@ from pipeline.data import (
 )
 from pipeline.networks import build_network, save_model
 from tests.comparison.run_folders import make_scan_run, make_slide_run, taught_by
+from tests.preprocessing import tile_preprocessing
 
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
 CASES = ("case_1", "case_2")
@@ -107,6 +108,7 @@ def slide_run(folder: Path) -> tuple[Dataset, Run]:
     dataset = Dataset("tissue", data, GREY_SLIDE, labels, SLIDE_INTENSITY, (), (), (case,), False, 32)
     (run,) = read_runs([make_slide_run(folder / "run", {"a": (label, label)}, {1: "cancer"})])
     torch.manual_seed(0)
-    arguments = {"labels": labels, "intensity": SLIDE_INTENSITY.to_dict(), "modality": GREY_SLIDE, "tile_px": 32}
-    save_model(folder / "model.pt", build_network("enet"), size=32, **arguments)
+    arguments = {"labels": labels, "modality": GREY_SLIDE, "tile_px": 32}
+    preprocessing = tile_preprocessing(SLIDE_INTENSITY)
+    save_model(folder / "model.pt", build_network("enet"), preprocessing=preprocessing, size=32, **arguments)
     return dataset, replace(run, checkpoint=folder / "model.pt")

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data import MR_PERCENTILES, SLIDE_INTENSITY
 from pipeline.evaluation import FULL, MM, OrganScore, score_image, write_report
 from pipeline.evaluation.provenance import describe_case, describe_run, sha256_of
 from pipeline.networks import build_network, save_model
+from tests.preprocessing import scan_preprocessing, tile_preprocessing
 
 RECIPE = {
     "width": None,
@@ -113,7 +115,7 @@ def make_run(
         folder / "model.pt",
         build_network(network, out_channels=len(organs) + 1, width=settings["width"]),
         labels=dict(enumerate(["background", *organs])),
-        intensity={"kind": "none"},
+        preprocessing=tile_preprocessing(SLIDE_INTENSITY) if tile_px else scan_preprocessing(MR_PERCENTILES),
         size=settings["size"],
         modality="MR",
         tile_px=tile_px,

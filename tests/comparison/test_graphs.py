@@ -20,9 +20,7 @@ from pipeline.comparison.pictures.graphs import (
     taps_of,
     window_counts,
 )
-from pipeline.data import (
-    read_volume,
-)
+from pipeline.data import read_volume
 from pipeline.data.slides.open import open_slide
 from pipeline.distillation import GraphFlowLoss, salience_graph
 from pipeline.errors import InputError
@@ -30,6 +28,7 @@ from pipeline.inference import segment
 from pipeline.networks import Paraphraser, load_model
 from pipeline.training import save_paraphrasers
 from tests.comparison.picture_runs import slide_run
+from tests.preprocessing import scan_preprocessing
 
 
 class TestGraphs:
@@ -64,7 +63,7 @@ class TestGraphs:
         assert all(not module._forward_hooks for module in model.network.modules())
 
     def test_the_network_sees_what_it_sees_in_inference(self, scans, runs):
-        model = replace(load_model(runs["alone"] / "model.pt"), intensity=scans.intensity.to_dict())
+        model = replace(load_model(runs["alone"] / "model.pt"), preprocessing=scan_preprocessing(scans.intensity))
         seen: list[torch.Tensor] = []
         model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         segment(read_volume(scans.test[0].image), model)

@@ -226,7 +226,7 @@ def test_a_damaged_run_is_refused_in_one_line(damage, alone):
 def test_a_model_that_does_not_say_how_it_was_trained(alone):
     labels = dict(enumerate(["background", "liver", "spleen"]))
     network = build_network("enet", out_channels=3)
-    save_model(alone / "model.pt", network, labels=labels, intensity={}, size=32, modality="MR")
+    save_model(alone / "model.pt", network, labels=labels, preprocessing=[], size=32, modality="MR")
     summary = alone / "report/summary.json"
     sha256 = json.loads(summary.read_text())["checkpoint"]["sha256"]
     spoil_text(summary, sha256, sha256_of(alone / "model.pt"))

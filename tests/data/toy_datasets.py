@@ -21,7 +21,15 @@ from PIL import Image
 
 from data_prep.check import check_dataset
 from data_prep.findings import Finding
-from pipeline.data import CT_WINDOW, SPLITS, PictureReader, SliceDataset, VolumeReader, load_dataset
+from pipeline.data import (
+    CT_WINDOW,
+    SPLITS,
+    PictureReader,
+    ScaleIntensityByRuled,
+    SliceDataset,
+    VolumeReader,
+    load_dataset,
+)
 
 AFFINE = np.diag([-0.8, -0.8, 2.0, 1.0])
 ROW = [1.0, 0.0, 0.0, 0.0]
@@ -241,18 +249,12 @@ def train_on(folder: Path) -> None:
     keys = ("image", "label")
     if dataset.kind == "scans":
         steps = [LoadImaged(keys, reader=VolumeReader, dtype=None), EnsureChannelFirstd(keys, channel_dim="no_channel")]
-        loading = Compose([*steps, Orientationd(keys, axcodes="RAS", labels=None)])
+        steps.append(Orientationd(keys, axcodes="RAS", labels=None))
     else:
         readers = (PictureReader(channels=dataset.in_channels), PictureReader(labels=dataset.labels))
         steps = [LoadImaged(key, reader=reader, dtype=None) for key, reader in zip(keys, readers, strict=True)]
-        loading = Compose(
-            [*steps, EnsureChannelFirstd("image"), EnsureChannelFirstd("label", channel_dim="no_channel")]
-        )
-
-    def preprocessing(entry: dict[str, str]) -> dict[str, Any]:
-        loaded = loading(dict(entry))
-        return {**loaded, "image": dataset.intensity.scale(loaded["image"], dataset.intensity.window(loaded["image"]))}
-
+        steps += [EnsureChannelFirstd("image"), EnsureChannelFirstd("label", channel_dim="no_channel")]
+    preprocessing = Compose([*steps, ScaleIntensityByRuled("image", **dataset.intensity.to_dict())])
     for split in SPLITS:
         SliceDataset(dataset.datalist(split), preprocessing, 8, dataset.out_channels)
 

@@ -19,6 +19,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 
+from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.data.scans.volumes import read_volume
 from pipeline.errors import InputError
 from pipeline.inference import (
@@ -32,9 +33,10 @@ from pipeline.inference import (
     segment,
     segment_files,
 )
+from tests.preprocessing import scan_preprocessing
 
 AFFINE = np.array([[-0.9, 0, 0, 10], [0, 0, 2.0, -30], [0, -1.1, 0, 5], [0, 0, 0, 1.0]])  # stored as L, I, A
-WINDOW = {"rule": "window", "low": -100.0, "high": 300.0}
+PREPROCESSING = scan_preprocessing(IntensityRule("window", -100.0, 300.0))
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
 
 
@@ -52,7 +54,7 @@ def model() -> SimpleNamespace:
         network=Threshold(),
         network_arguments=arguments,
         labels=LABELS,
-        intensity=WINDOW,
+        preprocessing=PREPROCESSING,
         size=8,
         tile_px=None,
         sha256="abc123",
@@ -194,7 +196,7 @@ def test_damaged_network_stops_the_run(tmp_path: Path, model: SimpleNamespace) -
     (tmp_path / "in" / "b.nii.gz").write_bytes(b"")
     model.network = nn.Conv2d(1, 3, 1)
     nn.init.constant_(model.network.weight, float("nan"))
-    with pytest.raises(InputError, match="logits are NaN or infinite in axial slice 0 of 8"):
+    with pytest.raises(InputError, match="logits are NaN or infinite in slice 0 of 8"):
         segment_files(tmp_path / "in", tmp_path / "out", model)
     assert "a.nii.gz" not in os.listdir(tmp_path / "out")
 
@@ -229,9 +231,9 @@ def test_two_scans_of_one_name(tmp_path: Path) -> None:
 def test_scans_with_names_of_their_own(tmp_path: Path) -> None:
     paths = [save(tmp_path / patient / "ct.nii.gz") for patient in ("anna", "bert")]
     named = [Scan(path.parent.name, path) for path in paths]
-    assert [item["case"] for item in ScanDataset(named)] == ["anna", "bert"]
+    assert [item["case"] for item in ScanDataset(named, preprocessing_of(PREPROCESSING))] == ["anna", "bert"]
     with pytest.raises(InputError, match="two scans named ct"):
-        ScanDataset(paths)
+        ScanDataset(paths, preprocessing_of(PREPROCESSING))
 
 
 def test_folder_named_like_a_file_is_a_bad_scan(tmp_path: Path, model: SimpleNamespace) -> None:
@@ -283,13 +285,17 @@ def test_as_the_parts_of_a_monai_evaluator(
     for index, name in enumerate("ab"):
         save(tmp_path / "in" / f"{name}.nii.gz", scan(index))
     (tmp_path / "in" / "bad.nii").write_bytes(b"")
-    scans = ScanDataset(str(tmp_path / "in"))
+    if not decollate:  # whole batches cannot be turned back, so the scans must keep their voxel order
+        model.preprocessing = [step for step in PREPROCESSING if "Orientationd" not in step["_target_"]]
+    preprocessing = preprocessing_of(model.preprocessing)
+    scans = ScanDataset(str(tmp_path / "in"), preprocessing)
     writer = LabelMapWriter(str(tmp_path / "out"), scans, LABELS, "abc123")
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=make_loader(scans),
         network=model.network,
-        inferer=SliceWiseInferer(8, WINDOW),
+        inferer=SliceWiseInferer(8),
+        postprocessing=preprocessing.to_own_grid() if decollate else None,
         val_handlers=[writer],
         decollate=decollate,
     )
@@ -310,11 +316,12 @@ def test_as_the_parts_of_a_monai_evaluator(
 
 def test_items_of_the_dataset(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz")
-    scans = ScanDataset(path)
+    scans = ScanDataset(path, preprocessing_of(PREPROCESSING))
     (item,) = list(scans)
     assert isinstance(item["image"], MetaTensor)
     assert item["image"].shape == (1, 8, 9, 8)
-    assert item["image"].dtype == torch.int16
+    assert item["image"].dtype == torch.float32
+    assert 0 <= float(item["image"].min()) < float(item["image"].max()) <= 1
     assert nib.aff2axcodes(item["image"].affine.numpy()) == ("R", "A", "S")
     assert item["case"] == "a"
     place = scans.place("a")
@@ -325,7 +332,7 @@ def test_items_of_the_dataset(tmp_path: Path) -> None:
 
 def test_the_loader_does_not_copy_the_scan(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(scan(), np.eye(4)), tmp_path / "a.nii")
-    scans = ScanDataset(tmp_path / "a.nii")
+    scans = ScanDataset(tmp_path / "a.nii", preprocessing_of(PREPROCESSING))
     kept = []
     read = scans._read
 
@@ -343,7 +350,9 @@ def test_the_loader_does_not_copy_the_scan(tmp_path: Path) -> None:
 def test_workers_are_refused_since_failures_would_be_lost(tmp_path: Path) -> None:
     save(tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match="set num_workers to 0"):
-        list(DataLoader(ScanDataset(tmp_path / "a.nii.gz"), batch_size=1, num_workers=1))
+        list(
+            DataLoader(ScanDataset(tmp_path / "a.nii.gz", preprocessing_of(PREPROCESSING)), batch_size=1, num_workers=1)
+        )
 
 
 def segment_as_rank(rank: int, folder: str) -> None:
@@ -353,7 +362,7 @@ def segment_as_rank(rank: int, folder: str) -> None:
         network=Threshold(),
         network_arguments={"in_channels": 1},
         labels=LABELS,
-        intensity=WINDOW,
+        preprocessing=PREPROCESSING,
         size=8,
         tile_px=None,
         sha256="",

@@ -19,8 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.data import IntensityRule
 from pipeline.errors import InputError
 from pipeline.inference import FAILURES_FILE, MANIFEST_FILE, segment_files, segment_slides
+from tests.preprocessing import scan_preprocessing, tile_preprocessing
+
+TO_ONE = IntensityRule("window", 0.0, 255.0)
 
 
 class Threshold(nn.Module):
@@ -44,7 +48,7 @@ def model_of(kind: str = "scans", sha256: str = "abc123") -> Any:
         network=Threshold(),
         network_arguments={"in_channels": 3 if slides else 1, "out_channels": 2},
         labels={0: "background", 1: "liver"},
-        intensity={"rule": "window", "low": 0.0, "high": 255.0},
+        preprocessing=tile_preprocessing(TO_ONE) if slides else scan_preprocessing(TO_ONE),
         size=32 if slides else 8,
         tile_px=32 if slides else None,
         sha256=sha256,

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.data import CT_WINDOW
 from pipeline.networks import NETWORKS, PaddedInferer, build_network, load_model, multiply_adds, save_model
+from tests.preprocessing import scan_preprocessing
 
 SMALL = {"fanet": {"width": 0.125}, "mobile_unet": {}, "enet": {}, "erfnet": {}}
 AUXILIARY_HEAD = {2: 64 * 2 + 2, 9: 64 * 9 + 9}  # of FANet, computed by the original and thrown away
@@ -212,7 +214,7 @@ def test_saved_and_loaded_network_gives_the_same_logits(name, tmp_path):
         tmp_path / "model.pt",
         network,
         labels={0: "background", 1: "liver", 2: "spleen"},
-        intensity={"rule": "window", "low": -125.0, "high": 275.0},
+        preprocessing=scan_preprocessing(CT_WINDOW),
         size=32,
         modality="CT",
     )

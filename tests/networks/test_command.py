@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
+from pipeline.data import CT_WINDOW
 from pipeline.errors import InputError, run_command
 from pipeline.networks import MONAI_NETWORKS, NETWORKS, build_network, save_model
 from pipeline.networks.__main__ import main
+from tests.preprocessing import scan_preprocessing
 
 SEGRESNET = "monai.networks.nets.SegResNet"
 
@@ -34,7 +36,7 @@ def model_file(tmp_path):
         tmp_path / "model.pt",
         network,
         labels={0: "background", 1: "liver"},
-        intensity={"low": 0.0, "high": 1.0},
+        preprocessing=scan_preprocessing(CT_WINDOW),
         size=64,
         modality="CT",
     )

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from monai.networks import nets
 from torch import nn
 
+from pipeline.data import CT_WINDOW
 from pipeline.distillation import FeatureTaps
 from pipeline.errors import InputError
 from pipeline.networks import (
@@ -25,6 +26,7 @@ from pipeline.networks import (
     save_model,
     tap_channels,
 )
+from tests.preprocessing import scan_preprocessing
 
 MONAI = "monai.networks.nets."
 DYNUNET = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 16]}
@@ -71,7 +73,8 @@ def short(request) -> str:
 
 
 def save(path, network, size=32):
-    save_model(path, network, labels=LABELS, intensity={"low": 0.0, "high": 1.0}, size=size, modality="CT")
+    preprocessing = scan_preprocessing(CT_WINDOW)
+    save_model(path, network, labels=LABELS, preprocessing=preprocessing, size=size, modality="CT")
 
 
 def test_every_network_of_the_list_is_tried():

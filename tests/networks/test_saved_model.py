@@ -13,16 +13,18 @@ import torch
 from monai.networks.nets import SegResNet
 from torch import nn
 
+from pipeline.data import CT_WINDOW, MR_PERCENTILES
 from pipeline.errors import InputError
 from pipeline.networks import build_network, check_can_be_saved, load_model, save_model
+from tests.preprocessing import scan_preprocessing
 
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
-INTENSITY = {"rule": "window", "low": -125.0, "high": 275.0}
+PREPROCESSING = scan_preprocessing(CT_WINDOW)
 
 
 def save(path, network=None, **changes):
     network = build_network("enet", 1, 3) if network is None else network
-    arguments = {"labels": LABELS, "intensity": INTENSITY, "size": 224, "modality": "CT", **changes}
+    arguments = {"labels": LABELS, "preprocessing": PREPROCESSING, "size": 224, "modality": "CT", **changes}
     save_model(path, network, **arguments)
     return network
 
@@ -49,7 +51,7 @@ def test_everything_comes_back(tmp_path):
     path = tmp_path / "run" / "model.pt"
     network = save(path, selection={"epoch": 3, "dice": 0.5}, versions=["2.13"], note=None)
     model = load_model(path)
-    assert (model.labels, model.intensity, model.size, model.modality) == (LABELS, INTENSITY, 224, "CT")
+    assert (model.labels, model.preprocessing, model.size, model.modality) == (LABELS, PREPROCESSING, 224, "CT")
     assert model.network_arguments == {"name": "enet", "in_channels": 1, "out_channels": 3}
     assert model.network.arguments == model.network_arguments
     assert model.extra == {"selection": {"epoch": 3, "dice": 0.5}, "versions": ["2.13"], "note": None}
@@ -223,19 +225,52 @@ def test_no_checkpoint_at_all(tmp_path, raw):
         load_model(tmp_path / "model.pt")
 
 
-def test_newer_version_and_missing_parts(model_file):
+def test_other_versions_and_missing_parts(model_file):
     edit(model_file, labels=None, size=None)
     with pytest.raises(InputError, match="lacks labels, size"):
         load_model(model_file)
-    edit(model_file, format_version=2)
-    with pytest.raises(InputError, match="format version 2, this release reads 1"):
-        load_model(model_file)
+    for version in (1, 3):  # an earlier one lacks the preprocessing
+        edit(model_file, format_version=version)
+        with pytest.raises(InputError, match=f"format version {version}, this release reads 2; use the release that"):
+            load_model(model_file)
 
 
 def test_another_network_than_expected(model_file):
     assert load_model(model_file, expect="enet").network_arguments["name"] == "enet"
     with pytest.raises(InputError, match="holds network 'enet', not 'fanet'"):
         load_model(model_file, expect="fanet")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (scan_preprocessing(MR_PERCENTILES), r"ScaleIntensityByRuled \(high 275.0, .*, this run has .*high 99.5"),
+        (PREPROCESSING[:-1], r"ScaleIntensityByRuled \(.*\), this run has no such step; give"),
+        ([*PREPROCESSING, {"_target_": "a.Further", "by": 2}], r"no such step, this run has Further \(by 2\); give"),
+        ([PREPROCESSING[0], *reversed(PREPROCESSING[1:])], "EnsureChannelFirstd .* has ScaleIntensityByRuled"),
+        ([], "LoadImaged .* this run has no such step"),
+    ],
+)
+def test_another_preprocessing_than_that_of_the_run_is_refused(model_file, steps, message):
+    assert load_model(model_file, preprocessing=scan_preprocessing(CT_WINDOW)).preprocessing == PREPROCESSING
+    with pytest.raises(InputError, match=f"was trained with preprocessing {message}") as caught:
+        load_model(model_file, preprocessing=steps)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {**LABELS, 2: "kidney"}}, r"other organs \(background, liver, spleen\) than .*\(.*kidney\)"),
+        ({"in_channels": 3}, "in_channels 1, the dataset has 3"),
+        ({"tile_px": 512}, "tile_px None, the dataset has 512"),
+    ],
+)
+def test_another_dataset_than_that_of_the_run_is_refused(model_file, changes, message):
+    dataset = {"labels": LABELS, "in_channels": 1, "tile_px": None}
+    load_model(model_file, model_requirements=dataset)
+    with pytest.raises(InputError, match=f"was trained .*{message}"):
+        load_model(model_file, model_requirements={**dataset, **changes})
 
 
 def test_network_that_cannot_be_built(model_file):
@@ -284,5 +319,5 @@ def test_device_that_is_not_there(model_file, device):
 
 def test_network_that_no_file_could_describe_is_refused_before_training():
     check_can_be_saved(build_network("enet"))
-    with pytest.raises(InputError, match=r"SegResNet that model\.pt could not build again; give it by name"):
+    with pytest.raises(InputError, match="could not build a .*SegResNet again; let .*adopt have it"):
         check_can_be_saved(SegResNet(spatial_dims=2))

@@ -13,8 +13,11 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 
+from pipeline.data.scans.geometry import ANGLE_TOLERANCE_RAD, POSITION_TOLERANCE_MM, affine_difference
 from pipeline.data.scans.volumes import Volume, label_counts, write_label_map
+from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
 from pipeline.inference.case_writer import CaseWriter
 from pipeline.inference.scans.scan_dataset import ScanDataset
@@ -22,6 +25,21 @@ from pipeline.inference.scans.scan_dataset import ScanDataset
 logger = logging.getLogger(__name__)
 
 _MM3_PER_ML = 1000.0
+
+
+def check_on_own_grid(prediction: torch.Tensor, scan: Volume) -> None:
+    """Refuse (`InputError`) labels whose affine is not that of their scan.
+
+    A transform that drops what the image records, such as one that returns a plain tensor, would leave them turned.
+    """
+    if isinstance(prediction, MetaTensor):
+        edge, origin, angle = affine_difference(prediction.affine.numpy(), scan.affine)
+        if max(edge, origin) <= POSITION_TOLERANCE_MM and angle <= ANGLE_TOLERANCE_RAD:
+            return
+    raise InputError(
+        f"{scan.path}: the labels don't return to the scan's grid, since a preprocessing transform loses what was"
+        " done to the image; let it return a MetaTensor with the metadata of its input"
+    )
 
 
 class LabelMapWriter(CaseWriter):
@@ -54,6 +72,7 @@ class LabelMapWriter(CaseWriter):
         else:
             pairs = list(zip(batch["case"], output["pred"], strict=True))
         for case, prediction in pairs:
+            check_on_own_grid(prediction, self.scans.place(case))
             self.write(case, prediction)
 
     def write(self, case: str, prediction: torch.Tensor) -> Path:

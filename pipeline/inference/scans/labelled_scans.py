@@ -12,7 +12,7 @@ from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, as_loaded
 
 
 class LabelledScanDataset(ScanDataset):
-    """Items are `{"image", "label", "case"}`: the scan as `ScanDataset` gives it, its label (1, X, Y, Z) uint8 as stored.
+    """Items are `{"image", "label", "case"}`: a scan as of `ScanDataset`, its label (1, X, Y, Z) uint8 as stored.
 
     A case that cannot be read stops the evaluation: a report with a case less would compare with no other.
 

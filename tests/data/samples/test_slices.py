@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices in memory: which voxel lands where, the disk cache, speed, and volumes that must be refused."""
 
-import functools
+import importlib
 import json
+import os
+import sys
 import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 from torch.utils.data import DataLoader
 
-from pipeline.data import CT_WINDOW, SliceDataset, VolumeReader, resize_images, resize_labels
+from pipeline.data import (
+    CT_WINDOW,
+    MR_PERCENTILES,
+    IntensityRule,
+    Preprocessing,
+    SliceDataset,
+    resize_images,
+    resize_labels,
+)
 from pipeline.data.samples import slices as module
 from pipeline.data.samples.slice_cache import cache_key
 from pipeline.errors import InputError
+from tests.preprocessing import scan_preprocessing
 
 
 class InMemory:
@@ -158,15 +169,9 @@ def nifti_case(folder, orientation: str, name: str) -> dict[str, str]:
     return entry
 
 
-def bundle_preprocessing() -> Compose:
-    return Compose(
-        [
-            LoadImaged(["image", "label"], reader=VolumeReader, image_only=True, dtype=None),
-            EnsureChannelFirstd(["image", "label"], channel_dim="no_channel"),
-            Orientationd(["image", "label"], axcodes="RAS", labels=None),
-            ScaleIntensityRanged("image", CT_WINDOW.low, CT_WINDOW.high, 0.0, 1.0, clip=True),
-        ]
-    )
+def bundle_preprocessing(rule: IntensityRule = CT_WINDOW) -> Preprocessing:
+    description = scan_preprocessing(rule)
+    return Preprocessing(ConfigParser({"steps": description}).get_parsed_content("steps"), description)
 
 
 def test_slices_are_axial_whatever_the_stored_order(tmp_path):
@@ -175,10 +180,8 @@ def test_slices_are_axial_whatever_the_stored_order(tmp_path):
     images = dataset.images.reshape(3, 5, 1, 12, 12)
     assert torch.equal(images[0], images[1])
     assert torch.equal(images[0], images[2])
-    raw = np.asarray(nib.load(entries[0]["image"]).dataobj)
-    expected = resize_images(
-        torch.from_numpy(CT_WINDOW.scale(raw, CT_WINDOW.window(raw)))[None, None, :, :, 3], (12, 12)
-    )
+    raw = torch.from_numpy(np.asarray(nib.load(entries[0]["image"]).dataobj).astype(np.float32))
+    expected = resize_images(((raw + 125) / 400).clamp(0, 1)[None, None, :, :, 3], (12, 12))
     assert torch.allclose(dataset.images[3], expected[0], atol=1e-6)
 
 
@@ -203,47 +206,65 @@ def test_writing_to_cached_slices_never_reaches_the_disk(tmp_path):
     assert SliceDataset(entries, bundle_preprocessing(), 8, 3, cache_dir=cache).images.any()
 
 
-def test_the_key_follows_files_preprocessing_and_size(tmp_path):
+def test_the_key_follows_files_description_and_size_alone(tmp_path):
     entries = [nifti_case(tmp_path, "RAS", "a")]
     preprocessing = bundle_preprocessing()
-    key = cache_key(entries, preprocessing, 8)
-    assert cache_key(entries, bundle_preprocessing(), 8) == key
+    key = cache_key(entries, preprocessing.description, 8)
+    assert cache_key([dict(entries[0])], scan_preprocessing(CT_WINDOW), 8) == key
     preprocessing(entries[0])
-    assert cache_key(entries, preprocessing, 8) == key, "running the transforms changes nothing"
-    assert cache_key(entries, preprocessing, 9) != key
-    preprocessing.transforms[-1].scaler.a_max = 300.0
-    assert cache_key(entries, preprocessing, 8) != key
-    nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.int16), np.eye(4)), entries[0]["image"])
-    assert cache_key(entries, bundle_preprocessing(), 8) != key
+    assert cache_key(entries, preprocessing.description, 8) == key, "running the transforms changes nothing"
+    assert cache_key([{**entries[0], "patient": "p"}], preprocessing.description, 8) == key, "only files are read"
+    others = [cache_key(entries, preprocessing.description, 9)]
+    others += [cache_key(entries, scan_preprocessing(MR_PERCENTILES), 8)]
+    others += [cache_key([{**entries[0], "case": "b"}], preprocessing.description, 8)]
+    for name in ("image", "label"):
+        os.utime(entries[0][name], ns=(1, 1))
+        others.append(cache_key(entries, preprocessing.description, 8))
+        with open(entries[0][name], "ab") as file:
+            file.write(b"more")
+        os.utime(entries[0][name], ns=(1, 1))
+        others.append(cache_key(entries, preprocessing.description, 8))
+    assert len({key, *others}) == 1 + len(others)
 
 
-def clipped(item, most):
-    return item
-
-
-def with_closure(most):
-    return lambda item: min(item, most)
+STEP = {"_target_": "monai.transforms.intensity.dictionary.ShiftIntensityd", "keys": "image", "offset": 1}
+OTHER = {"_target_": "monai.transforms.intensity.dictionary.ScaleIntensityd", "keys": "image"}
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (lambda item: item, lambda item: dict(item)),
-        (functools.partial(clipped, most=1), functools.partial(clipped, most=2)),
-        (with_closure(1), with_closure(2)),
-        (np.zeros(3), np.ones(3)),
-        ({"a": 1}, {"a": True}),
-        (InMemory({"a": 1}).__call__, InMemory({"a": 2}).__call__),
+        ([STEP], [{**STEP, "offset": 2}]),
+        ([STEP], [{**STEP, "keys": "label"}]),
+        ([STEP], [{**STEP, "safe": False}]),
+        ([STEP], [{**STEP, "_target_": OTHER["_target_"]}]),
+        ([STEP], [STEP, STEP]),
+        ([STEP, OTHER], [OTHER, STEP]),
+        ([{**STEP, "safe": 1}], [{**STEP, "safe": True}]),
+        ([{**STEP, "deep": {"a": [1, None]}}], [{**STEP, "deep": {"a": [1, 0]}}]),
     ],
 )
 def test_the_key_tells_preprocessings_apart(one, other):
     assert cache_key([], one, 8) != cache_key([], other, 8)
-    assert cache_key([], one, 8) == cache_key([], one, 8)
+    assert cache_key([], one, 8) == cache_key([], [dict(reversed(step.items())) for step in one], 8)
 
 
-def test_the_key_of_something_that_cannot_be_described():
-    with pytest.raises(InputError, match=r"cannot describe .* run without cache_dir"):
-        cache_key([], [iter(())], 8)
+def test_the_key_follows_the_source_of_an_own_transform_class(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    description = [{"_target_": "own_transforms.Doubled", "keys": "image"}]
+
+    def key_with(doubled: str, beside: str = "") -> str:
+        source = f"class Doubled:\n    def __call__(self, data):\n        return {doubled}\n\n\n{beside}"
+        (tmp_path / "own_transforms.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "own_transforms", raising=False)
+        importlib.invalidate_caches()
+        return cache_key([], description, 8)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # files of one second and size would be taken for the same
+    key = key_with("2 * data")
+    assert key_with("2 * data", beside="class Other:\n    pass\n") == key
+    assert key_with("3 * data") != key
+    assert key_with("2 * data") == key
 
 
 def test_a_failed_preparation_leaves_no_cache(tmp_path):
@@ -339,13 +360,6 @@ def test_intensities_outside_zero_to_one_are_said(caplog):
     image, label = volume(2)
     SliceDataset(datalist("a"), InMemory({"a": (image * 300, label)}), size=8, out_channels=3)
     assert "case a: intensities" in caplog.text
-
-
-def test_an_own_check_sees_each_volume():
-    seen = []
-    preprocessing = InMemory({"a": volume(2), "b": volume(3)})
-    SliceDataset(datalist("a", "b"), preprocessing, 4, 3, check=lambda case, image, _: seen.append((case, image.shape)))
-    assert seen == [("a", (1, 8, 8, 2)), ("b", (1, 8, 8, 3))]
 
 
 def test_no_case():

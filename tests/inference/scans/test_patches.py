@@ -10,11 +10,8 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.errors import InputError
 from pipeline.inference import PatchInferer
-
-WINDOW = {"rule": "window", "low": -100.0, "high": 300.0}
 
 
 class Threshold(nn.Module):
@@ -35,21 +32,21 @@ def convolution(classes: int = 4) -> nn.Module:
 
 
 def volume(*sides: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(1, 1, *sides, generator=generator) * 500 - 150
+    """Return a preprocessed volume (1, 1, X, Y, Z)."""
+    return torch.rand(1, 1, *sides, generator=torch.Generator().manual_seed(1))
 
 
 def test_bright_voxels_get_their_label_in_place():
-    raw = torch.full((1, 1, 9, 7, 5), -100.0)
-    raw[0, 0, 8, 0, 4], raw[0, 0, 2, 3, 1] = 101, 99  # the middle of the window is 100
-    labels = PatchInferer([4, 4, 2], WINDOW)(raw, Threshold())
+    image = torch.zeros(1, 1, 9, 7, 5)
+    image[0, 0, 8, 0, 4], image[0, 0, 2, 3, 1] = 0.51, 0.49
+    labels = PatchInferer([4, 4, 2])(image, Threshold())
     assert labels.dtype == torch.uint8
     assert labels.nonzero().tolist() == [[0, 0, 8, 0, 4]]
 
 
 def test_slabs_by_hand():
     """Patches of 4 slices every 2, so they begin at 0, 2, 4, 6 and, for the last of 11 slices, 7."""
-    slabs = PatchInferer([4, 4, 4], WINDOW, overlap=0.5, slices_per_slab=4)._slabs(11)
+    slabs = PatchInferer([4, 4, 4], overlap=0.5, slices_per_slab=4)._slabs(11)
     assert [(seen.start, seen.stop, done.start, done.stop) for seen, done in slabs] == [
         (0, 6, 0, 4),  # patches 0 and 2
         (2, 10, 4, 7),  # 4 and 6, and 2 again, which reaches into slice 5
@@ -61,12 +58,11 @@ def test_slabs_by_hand():
 @pytest.mark.parametrize("slab", [1, 5, 1000])
 @pytest.mark.parametrize("sides", [(13, 9, 23), (5, 8, 3)])
 def test_equals_monais_sliding_window_followed_by_argmax(overlap, slab, sides):
-    raw, network = volume(*sides), convolution()
-    inferer = PatchInferer([6, 8, 4], WINDOW, overlap, slices_per_slab=slab)
-    scaled = IntensityRule.from_dict(WINDOW).scale(raw, (-100.0, 300.0))
+    image, network = volume(*sides), convolution()
+    inferer = PatchInferer([6, 8, 4], overlap, slices_per_slab=slab)
     with torch.no_grad():
-        logits = SlidingWindowInferer((6, 8, 4), overlap=overlap, mode="gaussian")(scaled, network)
-    torch.testing.assert_close(inferer(raw, network), logits.argmax(1, keepdim=True).to(torch.uint8))
+        logits = SlidingWindowInferer((6, 8, 4), overlap=overlap, mode="gaussian")(image, network)
+    torch.testing.assert_close(inferer(image, network), logits.argmax(1, keepdim=True).to(torch.uint8))
 
 
 def test_slabs_bound_what_is_held_at_once(monkeypatch):
@@ -78,33 +74,26 @@ def test_slabs_bound_what_is_held_at_once(monkeypatch):
             return super().__call__(inputs, network, *args, **kwargs)
 
     monkeypatch.setattr("pipeline.inference.scans.patches.SlidingWindowInferer", Watched)
-    PatchInferer([4, 4, 4], WINDOW, slices_per_slab=8)(volume(4, 4, 101), Threshold())
+    PatchInferer([4, 4, 4], slices_per_slab=8)(volume(4, 4, 101), Threshold())
     assert max(shape[2] for shape in shapes) <= 8 + 4
 
 
 def test_patches_per_batch_go_to_the_network_together():
     network = Threshold()
-    PatchInferer([4, 4, 4], WINDOW, overlap=0, patches_per_batch=3)(volume(8, 8, 4), network)
+    PatchInferer([4, 4, 4], overlap=0, patches_per_batch=3)(volume(8, 8, 4), network)
     assert network.seen == [(3, 1, 4, 4, 4), (1, 1, 4, 4, 4)]
 
 
 def test_networks_that_need_padding_are_padded_and_cropped():
     network = Threshold()
     network.size_divisor = 8
-    assert PatchInferer([4, 8, 4], WINDOW)(volume(5, 8, 4), network).shape == (1, 1, 5, 8, 4)
+    assert PatchInferer([4, 8, 4])(volume(5, 8, 4), network).shape == (1, 1, 5, 8, 4)
     assert set(network.seen) == {(1, 1, 8, 8, 8)}
-
-
-def test_percentiles_are_of_the_whole_volume_once():
-    raw = torch.linspace(0, 100, 11).repeat(4, 4, 1)[None, None]
-    rule = {"rule": "percentiles", "low": 0.0, "high": 100.0}
-    labels = PatchInferer([4, 4, 2], rule, slices_per_slab=1)(raw, Threshold())
-    assert labels[0, 0, 0, 0].tolist() == [0] * 6 + [1] * 5
 
 
 def test_metadata_stay_on_the_labels():
     affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0]))
-    labels = PatchInferer([4, 4, 4], WINDOW)(MetaTensor(volume(4, 4, 4), affine=affine), Threshold())
+    labels = PatchInferer([4, 4, 4])(MetaTensor(volume(4, 4, 4), affine=affine), Threshold())
     assert isinstance(labels, MetaTensor)
     np.testing.assert_array_equal(labels.affine, affine)
 
@@ -113,20 +102,20 @@ def test_autocast_runs_the_network_in_the_narrow_type():
     kinds = []
     network = convolution()
     network[0].register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
-    PatchInferer([4, 4, 4], WINDOW, amp_dtype="bfloat16")(volume(4, 4, 4), network)
+    PatchInferer([4, 4, 4], amp_dtype="bfloat16")(volume(4, 4, 4), network)
     assert kinds == [torch.bfloat16]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_name_the_patch(value):
-    raw = torch.zeros(1, 1, 8, 4, 12)
-    raw[0, 0, 6, 0, 10] = 200
+    image = torch.zeros(1, 1, 8, 4, 12)
+    image[0, 0, 6, 0, 10] = 0.75
 
     def network(images: Tensor) -> Tensor:
         return torch.where(images > 0.5, value, images).repeat(1, 2, 1, 1, 1)
 
     with pytest.raises(InputError, match=r"in the patch that begins at voxel \(4, 0, 8\)"):
-        PatchInferer([4, 4, 4], WINDOW, overlap=0, slices_per_slab=4)(raw, network)
+        PatchInferer([4, 4, 4], overlap=0, slices_per_slab=4)(image, network)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +132,14 @@ def test_logits_that_are_not_finite_name_the_patch(value):
 )
 def test_bad_arguments_are_refused(given, message):
     with pytest.raises(InputError, match=message):
-        PatchInferer(**{"patch_size": [4, 4, 4], "intensity": WINDOW, **given})
+        PatchInferer(**{"patch_size": [4, 4, 4], **given})
 
 
 def test_more_classes_than_a_label_map_holds_are_refused():
     with pytest.raises(InputError, match="257 classes"):
-        PatchInferer([4, 4, 4], WINDOW)(volume(4, 4, 4), lambda images: images.repeat(1, 257, 1, 1, 1))
+        PatchInferer([4, 4, 4])(volume(4, 4, 4), lambda images: images.repeat(1, 257, 1, 1, 1))
 
 
 def test_slices_are_no_volume():
     with pytest.raises(ValueError, match=r"must be \(B, 1, X, Y, Z\)"):
-        PatchInferer([4, 4, 4], WINDOW)(torch.zeros(1, 1, 8, 8), Threshold())
+        PatchInferer([4, 4, 4])(torch.zeros(1, 1, 8, 8), Threshold())

@@ -15,13 +15,14 @@ from monai.inferers import SliceInferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 from torch import Tensor, nn
 
-from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.data.samples.slices import resize_images
-from pipeline.data.scans.volumes import VolumeReader, read_label, read_volume, write_label_map
+from pipeline.data.scans.volumes import Volume, VolumeReader, read_label, read_volume, write_label_map
 from pipeline.errors import InputError
-from pipeline.inference import SliceWiseInferer, ras_tensor, segment
+from pipeline.inference import SliceWiseInferer, as_loaded, segment
+from tests.preprocessing import scan_preprocessing
 
-WINDOW = {"rule": "window", "low": -100.0, "high": 300.0}
+WINDOW = IntensityRule("window", -100.0, 300.0)
 ORDERS = itertools.permutations(("RL", "AP", "SI"))
 ORIENTATIONS = ["".join(axes) for order in ORDERS for axes in itertools.product(*order)]
 
@@ -57,18 +58,27 @@ def convolution(classes: int = 4) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.Conv2d(6, classes, 3, padding=1)).eval()
 
 
-def model_of(network: nn.Module, size: int) -> SimpleNamespace:
+def model_of(network: nn.Module, size: int | tuple[int, int, int], rule: IntensityRule = WINDOW) -> SimpleNamespace:
     labels = {0: "background", 1: "a", 2: "b", 3: "c", 4: "d"}
     arguments = {"name": "fake", "in_channels": 1, "out_channels": 5}
     return SimpleNamespace(
         network=network,
         network_arguments=arguments,
         labels=labels,
-        intensity=WINDOW,
+        preprocessing=scan_preprocessing(rule),
         size=size,
         tile_px=None,
         sha256="0" * 64,
     )
+
+
+def in_ras(values: np.ndarray) -> Volume:
+    return Volume(values, np.eye(4), Path("scan.nii"))
+
+
+def noise(*sides: int) -> Tensor:
+    """Return a preprocessed volume (1, 1, X, Y, Z)."""
+    return torch.rand(1, 1, *sides, generator=torch.Generator().manual_seed(0))
 
 
 def scan_in_ras(size: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,9 +128,9 @@ def test_mask_lies_on_the_right_voxels_of_the_scans_own_grid(tmp_path: Path, axc
 def test_blob_keeps_its_place_when_slices_are_resized() -> None:
     values, _ = scan_in_ras(12, 9)
     large = np.kron(values, np.ones((4, 3, 1), np.int16))
-    inputs = torch.from_numpy(large)[None, None]
+    inputs = torch.from_numpy((large + 100) / 400).float()[None, None]
     for size in (40, 64):
-        labels = SliceWiseInferer(size, WINDOW)(inputs, Recorder())[0, 0].numpy()
+        labels = SliceWiseInferer(size)(inputs, Recorder())[0, 0].numpy()
         truth = large > 100
         assert 2 * (labels & truth).sum() / (labels.sum() + truth.sum()) > 0.95
 
@@ -128,20 +138,19 @@ def test_blob_keeps_its_place_when_slices_are_resized() -> None:
 @pytest.mark.parametrize("size", [20, 24, 33])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
 def test_chunk_size_does_not_change_the_result(chunk: int, size: int) -> None:
-    volume = torch.randint(-200, 400, (1, 1, 24, 20, 11), dtype=torch.int16)
+    volume = noise(24, 20, 11)
     network = convolution()
-    expected = SliceWiseInferer(size, WINDOW, slices_per_chunk=3)(volume, network)
-    assert torch.equal(SliceWiseInferer(size, WINDOW, slices_per_chunk=chunk)(volume, network), expected)
+    expected = SliceWiseInferer(size, slices_per_chunk=3)(volume, network)
+    assert torch.equal(SliceWiseInferer(size, slices_per_chunk=chunk)(volume, network), expected)
     assert expected.unique().numel() > 1
 
 
 def test_equals_monais_slice_inferer_followed_by_argmax() -> None:
-    volume = torch.randint(-200, 400, (1, 1, 24, 24, 7), dtype=torch.int16)
+    volume = noise(24, 24, 7)
     network = convolution()
-    scaled = IntensityRule.from_dict(WINDOW).scale(volume, (-100.0, 300.0))
     with torch.no_grad():
-        logits = SliceInferer(roi_size=(24, 24), spatial_dim=2, sw_batch_size=4)(scaled, network)
-    labels = SliceWiseInferer(24, WINDOW)(volume, network)
+        logits = SliceInferer(roi_size=(24, 24), spatial_dim=2, sw_batch_size=4)(volume, network)
+    labels = SliceWiseInferer(24)(volume, network)
     assert torch.equal(labels, logits.argmax(1, keepdim=True).to(torch.uint8))
 
 
@@ -163,46 +172,63 @@ def test_network_sees_what_monais_transforms_give(tmp_path: Path, axcodes: str) 
     prepared = chain({"image": str(tmp_path / "scan.nii.gz")})["image"]
     expected = resize_images(prepared.as_tensor().permute(3, 0, 1, 2).contiguous(), (16, 16))
 
+    scan = read_volume(tmp_path / "scan.nii.gz")
     recorder = Recorder()
-    scan = ras_tensor(read_volume(tmp_path / "scan.nii.gz"))
-    SliceWiseInferer(16, WINDOW, slices_per_chunk=5)(scan[None], recorder)
+    segment(scan, model_of(recorder, 16), slices_per_chunk=5)
     assert torch.equal(torch.cat(recorder.seen), expected)
-    assert torch.equal(scan.affine, prepared.affine)
-    np.testing.assert_array_equal(scan.meta["original_affine"], prepared.meta["original_affine"])
+    image = preprocessing_of(scan_preprocessing(WINDOW)).of_image(as_loaded(scan))
+    assert torch.equal(image.affine, prepared.affine)
+    np.testing.assert_array_equal(image.meta["original_affine"], prepared.meta["original_affine"])
 
 
 def test_percentiles_are_of_the_whole_volume_once() -> None:
-    volume = torch.arange(4 * 4 * 10, dtype=torch.int16).reshape(1, 1, 4, 4, 10)
-    rule = IntensityRule("percentiles", 0.0, 100.0)
+    values = np.arange(4 * 4 * 10, dtype=np.int16).reshape(4, 4, 10)
     recorder = Recorder()
-    SliceWiseInferer(4, rule, slices_per_chunk=2)(volume, recorder)
+    segment(in_ras(values), model_of(recorder, 4, IntensityRule("percentiles", 0.0, 100.0)), slices_per_chunk=2)
+    assert len(recorder.seen) == 5
     seen = torch.cat(recorder.seen)[:, 0].permute(1, 2, 0)
-    torch.testing.assert_close(seen, volume[0, 0] / 159.0)
+    torch.testing.assert_close(seen, torch.from_numpy(values) / 159.0)
 
 
-def test_volumes_of_a_batch_are_segmented_each_by_its_own_window() -> None:
-    one = torch.randint(0, 100, (1, 1, 8, 8, 5), dtype=torch.int16)
-    both = torch.cat([one, 3 * one + 7])
-    labels = SliceWiseInferer(8, IntensityRule("percentiles", 1, 99))(both, convolution())
-    assert torch.equal(labels[0], labels[1])
+def test_percentiles_are_of_each_scan_by_itself() -> None:
+    values = np.random.default_rng(0).integers(0, 100, (8, 8, 5)).astype(np.int16)
+    model = model_of(convolution(), 8, IntensityRule("percentiles", 1, 99))
+    labels = segment(in_ras(values), model)
+    np.testing.assert_array_equal(labels, segment(in_ras(3 * values + 7), model))
+    assert len(np.unique(labels)) > 1
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32])
-def test_any_number_type_gives_the_same_labels(dtype: torch.dtype) -> None:
-    volume = torch.randint(0, 120, (1, 1, 8, 10, 5))
-    expected = SliceWiseInferer(8, WINDOW)(volume, convolution())
-    assert expected.dtype == torch.uint8
-    assert torch.equal(SliceWiseInferer(8, WINDOW)(volume.to(dtype), convolution()), expected)
+def test_percentiles_are_of_the_whole_volume_for_networks_of_patches_too() -> None:
+    values = np.tile(np.arange(0, 110, 10, dtype=np.int16), (4, 4, 1))
+    model = model_of(Recorder(), (4, 4, 2), IntensityRule("percentiles", 0.0, 100.0))
+    labels = segment(in_ras(values), model, slices_per_chunk=1)
+    assert labels[0, 0].tolist() == [0] * 5 + [1] * 6  # Recorder says 1 above 0.4
+
+
+def test_volumes_of_a_batch_are_segmented_each_by_itself() -> None:
+    both = torch.cat([noise(8, 8, 5), 1 - noise(8, 8, 5)])
+    labels = SliceWiseInferer(8)(both, convolution())
+    assert torch.equal(labels, torch.cat([SliceWiseInferer(8)(one[None], convolution()) for one in both]))
+    assert not torch.equal(labels[0], labels[1])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float32"])
+def test_scans_of_any_number_type_have_the_same_labels(kind: str) -> None:
+    values = np.random.default_rng(0).integers(0, 120, (8, 10, 5))
+    expected = segment(in_ras(values.astype(np.float64)), model_of(convolution(), 8))
+    assert expected.dtype == np.uint8
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(segment(in_ras(values.astype(kind)), model_of(convolution(), 8)), expected)
 
 
 def test_metadata_stay_on_the_labels() -> None:
     affine = torch.from_numpy(ras_affine(True))
     volume = MetaTensor(torch.zeros(1, 1, 6, 6, 4), affine=affine, meta={"filename_or_obj": "scan.nii.gz"})
-    labels = SliceWiseInferer(8, WINDOW)(volume, Recorder())
+    labels = SliceWiseInferer(8)(volume, Recorder())
     assert isinstance(labels, MetaTensor)
     assert torch.equal(labels.affine, affine)
     assert labels.meta["filename_or_obj"] == "scan.nii.gz"
-    assert not isinstance(SliceWiseInferer(8, WINDOW)(volume.as_tensor(), Recorder()), MetaTensor)
+    assert not isinstance(SliceWiseInferer(8)(volume.as_tensor(), Recorder()), MetaTensor)
 
 
 def test_networks_that_need_padding_are_padded_and_cropped() -> None:
@@ -214,8 +240,7 @@ def test_networks_that_need_padding_are_padded_and_cropped() -> None:
             return torch.cat([0.5 - images, images - 0.5], dim=1)
 
     values, _ = scan_in_ras(12, 9)
-    labels = SliceWiseInferer(12, WINDOW)(torch.from_numpy(values)[None, None], Strided())
-    np.testing.assert_array_equal(labels[0, 0].numpy(), values > 100)
+    np.testing.assert_array_equal(segment(in_ras(values), model_of(Strided(), 12)), values > 100)
 
 
 def test_autocast_runs_the_network_in_the_narrow_type() -> None:
@@ -231,7 +256,7 @@ def test_autocast_runs_the_network_in_the_narrow_type() -> None:
             return self.layer(images)
 
     for given, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16), (torch.bfloat16, torch.bfloat16)):
-        SliceWiseInferer(4, WINDOW, amp_dtype=given)(torch.zeros(1, 1, 4, 4, 2), Probe())
+        SliceWiseInferer(4, amp_dtype=given)(torch.zeros(1, 1, 4, 4, 2), Probe())
         assert seen.pop() == expected
 
 
@@ -240,7 +265,7 @@ def test_further_arguments_go_to_the_network_and_no_gradient_is_kept() -> None:
         assert not torch.is_grad_enabled()
         return torch.cat([shift - images, scale * images], dim=1)
 
-    labels = SliceWiseInferer(4, WINDOW)(torch.zeros(1, 1, 4, 4, 2), network, 0.3, scale=0.0)
+    labels = SliceWiseInferer(4)(torch.zeros(1, 1, 4, 4, 2), network, 0.3, scale=0.0)
     assert labels.sum() == 0
 
 
@@ -252,24 +277,22 @@ def test_logits_that_are_not_finite_name_the_slice(value: float) -> None:
         return logits
 
     volume = torch.zeros(1, 1, 4, 4, 9)
-    volume[..., 7] = 300
-    with pytest.raises(InputError, match=r"NaN or infinite in axial slice 7 of 9"):
-        SliceWiseInferer(4, WINDOW, slices_per_chunk=5)(volume, network)
+    volume[..., 7] = 1
+    with pytest.raises(InputError, match=r"NaN or infinite in slice 7 of 9 \(0 is the lowest\)"):
+        SliceWiseInferer(4, slices_per_chunk=5)(volume, network)
 
 
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="must be 1 or more"):
-        SliceWiseInferer(0, WINDOW)
+        SliceWiseInferer(0)
     with pytest.raises(InputError, match="must be 1 or more"):
-        SliceWiseInferer(8, WINDOW, slices_per_chunk=0)
+        SliceWiseInferer(8, slices_per_chunk=0)
     with pytest.raises(InputError, match="amp_dtype 'half' is unknown; choose float16, bfloat16"):
-        SliceWiseInferer(8, WINDOW, amp_dtype="half")
-    with pytest.raises(InputError, match="intensity lacks rule"):
-        SliceWiseInferer(8, {"low": 0, "high": 1})
+        SliceWiseInferer(8, amp_dtype="half")
     with pytest.raises(ValueError, match=r"must be \(B, 1, X, Y, Z\)"):
-        SliceWiseInferer(8, WINDOW)(torch.zeros(1, 3, 4, 4, 4), Recorder())
+        SliceWiseInferer(8)(torch.zeros(1, 3, 4, 4, 4), Recorder())
     with pytest.raises(InputError, match="300 classes; a label map holds 256"):
-        SliceWiseInferer(4, WINDOW)(torch.zeros(1, 1, 4, 4, 1), lambda images: images.expand(-1, 300, -1, -1))
+        SliceWiseInferer(4)(torch.zeros(1, 1, 4, 4, 1), lambda images: images.expand(-1, 300, -1, -1))
 
 
 def test_unsigned_voxels_become_signed_tensors(tmp_path: Path) -> None:
@@ -281,7 +304,7 @@ def test_unsigned_voxels_become_signed_tensors(tmp_path: Path) -> None:
         array = np.zeros((3, 4, 5), dtype)
         array[0, 0, 0] = top
         (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(nib.Nifti1Image(array, np.eye(4), dtype=dtype).to_bytes()))
-        tensor = ras_tensor(read_volume(tmp_path / "scan.nii.gz"))
+        tensor = as_loaded(read_volume(tmp_path / "scan.nii.gz"))
         assert tensor.dtype == expected
         assert int(tensor.max()) == top
 

@@ -10,10 +10,11 @@ from monai.data import MetaTensor
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data import MR_PERCENTILES, SLIDE_INTENSITY
+from pipeline.data import SLIDE_INTENSITY, IntensityRule, preprocessing_of
 from pipeline.errors import InputError
 from pipeline.evaluation.slides.protocols import unscored_px
 from pipeline.inference import CentreCropInferer
+from tests.preprocessing import tile_preprocessing
 
 
 def bright(images: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def bright(images: Tensor) -> Tensor:
 
 
 def inferer(size: int = 32, tile_px: int = 32, **more) -> CentreCropInferer:
-    return CentreCropInferer(size, tile_px, SLIDE_INTENSITY, **more)
+    return CentreCropInferer(size, tile_px, preprocessing_of(tile_preprocessing(SLIDE_INTENSITY)), **more)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -118,10 +119,21 @@ def test_colour_reaches_the_network():
     assert labels.dtype == torch.uint8
 
 
-def test_percentiles_are_those_of_the_whole_image():
+def test_each_crop_is_preprocessed_as_a_tile_of_training_is():
+    """By percentiles every crop spans the whole range, however dim its part of the image."""
     image = torch.arange(64 * 64).reshape(1, 1, 64, 64).float()
-    labels = CentreCropInferer(32, 32, MR_PERCENTILES.to_dict())(image, bright)
-    assert torch.equal(labels, (image > (64 * 64 - 1) / 2).to(torch.uint8))
+    seen = []
+
+    def network(images: Tensor) -> Tensor:
+        seen.append(images)
+        return bright(images)
+
+    by_percentiles = preprocessing_of(tile_preprocessing(IntensityRule("percentiles", 0.0, 100.0)))
+    CentreCropInferer(32, 32, by_percentiles)(image, network)
+    crops = torch.cat(seen)
+    assert len(crops) == 64
+    assert (crops.amin(dim=(1, 2, 3)) == 0).all()
+    assert (crops.amax(dim=(1, 2, 3)) == 1).all()
 
 
 def test_a_metatensor_gives_a_plain_tensor():

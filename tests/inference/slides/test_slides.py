@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.data.slides.base import UNREADABLE, ArraySlide, Slide, Unreadable
 from pipeline.data.slides.pictures import write_png
 from pipeline.errors import InputError
@@ -35,8 +36,9 @@ from pipeline.inference import (
     slide_loader,
 )
 from pipeline.inference.slides import slide_dataset
+from tests.preprocessing import tile_preprocessing
 
-WINDOW = {"rule": "window", "low": 0.0, "high": 255.0}
+PREPROCESSING = tile_preprocessing(IntensityRule("window", 0.0, 255.0))
 LABELS = {0: "background", 1: "gland", 2: "tumour"}
 
 
@@ -53,7 +55,13 @@ class Darkness(nn.Module):
 @pytest.fixture
 def model() -> SimpleNamespace:
     return SimpleNamespace(
-        network=Darkness(), labels=LABELS, intensity=WINDOW, size=32, tile_px=32, sha256="abc123", modality="RGB slide"
+        network=Darkness(),
+        labels=LABELS,
+        preprocessing=PREPROCESSING,
+        size=32,
+        tile_px=32,
+        sha256="abc123",
+        modality="RGB slide",
     )
 
 
@@ -348,7 +356,7 @@ def test_as_the_parts_of_a_monai_evaluator(tmp_path: Path) -> None:
     (tmp_path / "in" / "bad.tif").write_bytes(b"")
     slides = SlideDataset(tmp_path / "in")
     writer = SlideLabelWriter(tmp_path / "out", slides, LABELS, "abc123")
-    network, inferer = Normed().train(), TileInferer(32, 32, WINDOW)
+    network, inferer = Normed().train(), TileInferer(32, 32, preprocessing_of(PREPROCESSING))
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=slide_loader(slides),

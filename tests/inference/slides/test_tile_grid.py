@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.errors import InputError
 from pipeline.inference import TileInferer, tile_inferer_of
 from pipeline.inference.slides.tile_grid import TileGrid, blending_window, mirrored
 from pipeline.inference.slides.tile_sources import surely_glass
+from tests.preprocessing import tile_preprocessing
 
-WINDOW = {"rule": "window", "low": 0.0, "high": 255.0}
+DESCRIPTION = tile_preprocessing(IntensityRule("window", 0.0, 255.0))
+TO_ONE = preprocessing_of(DESCRIPTION)
 
 
 def test_tiles_are_regular_from_the_top_left_and_the_last_reach_beyond() -> None:
@@ -72,14 +75,12 @@ def test_a_thumbnail_tells_glass_by_a_margin_and_with_its_neighbourhood() -> Non
         ({"overlap": 1.0}, "overlap is 1.0; give a share"),
         ({"overlap": -0.1}, "overlap is -0.1"),
         ({"overlap": float("nan")}, "overlap is nan"),
-        ({"intensity": {"rule": "percentiles", "low": 1, "high": 99}}, "fixed window, not by percentiles"),
-        ({"intensity": {"low": 0}}, "intensity lacks rule"),
         ({"amp_dtype": "half"}, "amp_dtype 'half' is unknown"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TileInferer(**{"size": 8, "tile_px": 16, "intensity": WINDOW, **arguments})
+        TileInferer(**{"size": 8, "tile_px": 16, "preprocessing": TO_ONE, **arguments})
 
 
 def test_autocast_runs_the_network_in_the_narrow_type() -> None:
@@ -91,7 +92,7 @@ def test_autocast_runs_the_network_in_the_narrow_type() -> None:
             seen.append(logits.dtype)
             return logits
 
-    TileInferer(4, 4, WINDOW, amp_dtype="bfloat16")(torch.zeros(1, 1, 4, 4), Probe(1, 2, 1))
+    TileInferer(4, 4, TO_ONE, amp_dtype="bfloat16")(torch.zeros(1, 1, 4, 4), Probe(1, 2, 1))
     assert seen == [torch.bfloat16]
 
 
@@ -99,15 +100,16 @@ def test_further_arguments_go_to_the_network() -> None:
     def network(images: Tensor, shift: float, scale: float = 1.0) -> Tensor:
         return torch.cat([shift - images, scale + images], dim=1)
 
-    inferer = TileInferer(4, 4, WINDOW)
+    inferer = TileInferer(4, 4, TO_ONE)
     assert inferer(torch.zeros(1, 1, 4, 4), network, 2.0, scale=1.0).sum() == 0
     assert inferer(torch.zeros(1, 1, 4, 4), network, 2.0, scale=3.0).sum() == 16
 
 
 def test_inferer_of_a_model() -> None:
-    model = SimpleNamespace(size=256, tile_px=1024, intensity=WINDOW)
+    model = SimpleNamespace(size=256, tile_px=1024, preprocessing=DESCRIPTION)
     inferer = tile_inferer_of(model, overlap=0.5, tiles_per_batch=2, background=None)
     assert (inferer.size, inferer.tile_px, inferer.step) == (256, 1024, 512)
     assert (inferer.tiles_per_batch, inferer.background) == (2, None)
+    assert inferer.preprocessing.description == DESCRIPTION
     with pytest.raises(InputError, match="trained on scans, not on slides"):
-        tile_inferer_of(SimpleNamespace(size=224, tile_px=None, intensity=WINDOW))
+        tile_inferer_of(SimpleNamespace(size=224, tile_px=None, preprocessing=DESCRIPTION))

@@ -14,14 +14,15 @@ from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.data.slides.base import UNREADABLE, ArraySlide, Unreadable
 from pipeline.data.slides.pictures import to_grey
 from pipeline.errors import InputError
 from pipeline.inference import LabelBands, TileInferer
 from pipeline.inference.slides.tile_grid import blending_window
+from tests.preprocessing import tile_preprocessing
 
-WINDOW = {"rule": "window", "low": 0.0, "high": 255.0}
+TO_ONE = preprocessing_of(tile_preprocessing(IntensityRule("window", 0.0, 255.0)))
 
 
 class Dark(nn.Module):
@@ -118,7 +119,7 @@ def test_labels_where_two_tiles_disagree() -> None:
             return torch.cat([0 * images, torch.tensor([5.0, -1, -1, -2]).expand_as(images)], dim=1)
 
     # Tiles at columns 0 and 3. In column 3 they say -2 and 5 with equal weights: together 1.5, class 1.
-    labels = TileInferer(4, 4, WINDOW, overlap=0.25)(torch.zeros(1, 1, 4, 7), ByColumn())
+    labels = TileInferer(4, 4, TO_ONE, overlap=0.25)(torch.zeros(1, 1, 4, 7), ByColumn())
     assert labels.tolist() == [[[[1, 0, 0, 1, 0, 0, 0]] * 4]]
 
 
@@ -126,7 +127,7 @@ def test_labels_where_two_tiles_disagree() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 9), (21, 30), (16, 15)])
 def test_pixels_keep_their_place(height: int, width: int, overlap: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 1), dtype=np.uint8)
-    inferer = TileInferer(8, 8, WINDOW, overlap, tiles_per_batch=3, background=None)
+    inferer = TileInferer(8, 8, TO_ONE, overlap, tiles_per_batch=3, background=None)
     expected = pixels[..., 0] <= 127
     assert np.array_equal(inferer(batch_of(pixels), Dark())[0, 0].numpy(), expected)
     assert np.array_equal(labels_of(inferer.bands(ArraySlide(pixels), Dark())), expected)
@@ -135,7 +136,7 @@ def test_pixels_keep_their_place(height: int, width: int, overlap: float) -> Non
 @pytest.mark.parametrize(("size", "tile_px", "overlap"), [(16, 16, 0.25), (8, 16, 0.3), (16, 20, 0.5), (24, 16, 0.75)])
 def test_equals_the_plain_way_with_the_sums_of_the_whole_image(size: int, tile_px: int, overlap: float) -> None:
     pixels, network = tissue(53, 61), convolutions()
-    inferer = TileInferer(size, tile_px, WINDOW, overlap, background=None)
+    inferer = TileInferer(size, tile_px, TO_ONE, overlap, background=None)
     expected = naive(pixels, network, size, tile_px, round(tile_px * (1 - overlap)))
     labels = inferer(batch_of(pixels), network)
     assert labels.dtype == torch.uint8
@@ -152,7 +153,7 @@ def test_equals_monais_sliding_window_with_the_same_weights(overlap: float) -> N
         sums = sliding_window_inference(
             batch_of(pixels) / 255, (16, 16), 4, network, overlap=overlap, roi_weight_map=window
         )
-    labels = TileInferer(16, 16, WINDOW, overlap, background=None)(batch_of(pixels), network)
+    labels = TileInferer(16, 16, TO_ONE, overlap, background=None)(batch_of(pixels), network)
     assert torch.equal(labels, sums.argmax(1, keepdim=True).to(torch.uint8))
 
 
@@ -162,8 +163,8 @@ def test_equals_monais_sliding_window_with_the_same_weights(overlap: float) -> N
 @pytest.mark.parametrize("tiles_per_batch", [1, 2, 5, 100])
 def test_neither_the_batch_nor_the_source_changes_the_result(tiles_per_batch: int) -> None:
     pixels, network = tissue(70, 90), convolutions()
-    expected = TileInferer(12, 24, WINDOW, tiles_per_batch=3)(batch_of(pixels), network)[0, 0].numpy()
-    inferer = TileInferer(12, 24, WINDOW, tiles_per_batch=tiles_per_batch)
+    expected = TileInferer(12, 24, TO_ONE, tiles_per_batch=3)(batch_of(pixels), network)[0, 0].numpy()
+    inferer = TileInferer(12, 24, TO_ONE, tiles_per_batch=tiles_per_batch)
     assert np.array_equal(inferer(batch_of(pixels), network)[0, 0].numpy(), expected)
     assert np.array_equal(labels_of(inferer.bands(ArraySlide(pixels), network)), expected)
     assert len(np.unique(expected)) >= 3
@@ -171,7 +172,7 @@ def test_neither_the_batch_nor_the_source_changes_the_result(tiles_per_batch: in
 
 def test_a_region_by_itself_has_the_labels_that_it_has_in_the_slide() -> None:
     pixels, network = tissue(230, 250), convolutions()
-    inferer = TileInferer(12, 24, WINDOW)
+    inferer = TileInferer(12, 24, TO_ONE)
     tile, top, left, height, width = 24, 3 * inferer.step, 2 * inferer.step, 131, 142
     whole = labels_of(inferer.bands(ArraySlide(pixels), network))
     region = inferer(batch_of(pixels[top : top + height, left : left + width]), network)[0, 0].numpy()
@@ -182,7 +183,7 @@ def test_a_region_by_itself_has_the_labels_that_it_has_in_the_slide() -> None:
 
 def test_grey_models_see_a_slide_as_the_grey_image() -> None:
     pixels, network = tissue(50, 60), convolutions(channels=1)
-    inferer = TileInferer(12, 24, WINDOW)
+    inferer = TileInferer(12, 24, TO_ONE)
     expected = inferer(batch_of(to_grey(pixels)), network)[0, 0].numpy()
     assert np.array_equal(labels_of(inferer.bands(ArraySlide(pixels), network)), expected)
     assert np.array_equal(labels_of(inferer.bands(ArraySlide(to_grey(pixels)), network)), expected)
@@ -193,7 +194,7 @@ def test_grey_models_see_a_slide_as_the_grey_image() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
 def test_images_of_a_batch_in_any_number_type_and_their_metadata(dtype: torch.dtype) -> None:
     both = torch.cat([batch_of(tissue(30, 33, seed=seed)) for seed in (0, 1)])
-    inferer, network = TileInferer(8, 16, WINDOW), convolutions()
+    inferer, network = TileInferer(8, 16, TO_ONE), convolutions()
     expected = torch.cat([inferer(image[None], network) for image in both])
     affine = torch.diag(torch.tensor([2.0, 2, 1, 1], dtype=torch.float64))
     labels = inferer(MetaTensor(both.to(dtype), affine=affine, meta={"filename_or_obj": "a.png"}), network)
@@ -207,15 +208,14 @@ def test_images_of_a_batch_in_any_number_type_and_their_metadata(dtype: torch.dt
 
 def test_network_sees_the_tile_scaled_and_resized_as_in_training() -> None:
     pixels, network = tissue(16, 16, 1), Dark()
-    TileInferer(8, 16, WINDOW)(batch_of(pixels), network)
-    scaled = IntensityRule.from_dict(WINDOW).scale(batch_of(pixels), (0.0, 255.0))
-    expected = F.interpolate(scaled, size=(8, 8), mode="bilinear", align_corners=False, antialias=True)
+    TileInferer(8, 16, TO_ONE)(batch_of(pixels), network)
+    expected = F.interpolate(batch_of(pixels) / 255, size=(8, 8), mode="bilinear", align_corners=False, antialias=True)
     assert torch.equal(network.seen[0], expected)
 
 
 def test_bands_come_while_the_rest_of_the_slide_is_unread() -> None:
     slide = CountingSlide(tissue(400, 40))
-    bands = TileInferer(20, 20, WINDOW, tiles_per_batch=2, background=None).bands(slide, convolutions())
+    bands = TileInferer(20, 20, TO_ONE, tiles_per_batch=2, background=None).bands(slide, convolutions())
     assert next(bands).shape == (15, 40)
     assert max(top + height for top, _, height, _ in slide.reads) <= 3 * 20  # two batches ahead at most
     assert 15 + sum(len(band) for band in bands) == 400
@@ -230,17 +230,31 @@ def test_bands_come_while_the_rest_of_the_slide_is_unread() -> None:
 )
 def test_tiles_of_glass_are_not_run(source: str, value: int, background: int | None, expected: int) -> None:
     pixels = np.full((24, 24, 3), value, np.uint8)
-    inferer = TileInferer(8, 8, WINDOW, background=background)
+    inferer = TileInferer(8, 8, TO_ONE, background=background)
     labels = inferer(batch_of(pixels), Everywhere())[0, 0].numpy()
     if source == "slide":
         labels = labels_of(inferer.bands(ArraySlide(pixels), Everywhere()))
     assert np.array_equal(labels, np.full((24, 24), expected))
 
 
+@pytest.mark.parametrize("source", ["image", "slide"])
+@pytest.mark.parametrize("rule", [IntensityRule("window", 0.0, 100.0), IntensityRule("percentiles", 0.0, 100.0)])
+def test_glass_is_judged_by_raw_values_whatever_the_preprocessing(source: str, rule: IntensityRule) -> None:
+    pixels = np.full((16, 16, 3), 250, np.uint8)
+    pixels[:8, :8] = 200  # as bright as glass where 100 is white
+    inferer = TileInferer(8, 8, preprocessing_of(tile_preprocessing(rule)), overlap=0)
+    labels = inferer(batch_of(pixels), Everywhere())[0, 0].numpy()
+    if source == "slide":
+        labels = labels_of(inferer.bands(ArraySlide(pixels), Everywhere()))
+    expected = np.zeros((16, 16))
+    expected[:8, :8] = 1
+    assert np.array_equal(labels, expected)
+
+
 def test_one_channel_of_one_dark_pixel_makes_a_tile_tissue() -> None:
     pixels = np.full((8, 16, 3), 250, np.uint8)
     pixels[3, 2, 1] = 220
-    inferer = TileInferer(8, 8, WINDOW, overlap=0)
+    inferer = TileInferer(8, 8, TO_ONE, overlap=0)
     expected = np.repeat([[1] * 8 + [0] * 8], 8, axis=0)
     assert np.array_equal(inferer(batch_of(pixels), Everywhere())[0, 0].numpy(), expected)
     assert np.array_equal(labels_of(inferer.bands(ArraySlide(pixels), Everywhere())), expected)
@@ -251,7 +265,7 @@ def test_a_thumbnail_spares_reading_what_is_surely_glass() -> None:
     pixels[100:110, 60:70] = 90
     pixels[:16, 96:160] = 225  # glass, but not by a margin: read and not run
     slide, network = CountingSlide(pixels), Dark(3)
-    bands = TileInferer(8, 16, WINDOW, overlap=0, tiles_per_batch=1)(slide, network)
+    bands = TileInferer(8, 16, TO_ONE, overlap=0, tiles_per_batch=1)(slide, network)
     labels = labels_of(bands)
     read = {(top // 16, left // 16) for top, left, height, _ in slide.reads if height == 16}
     dim = {(0, column) for column in range(5, 10)} | {(1, column) for column in range(5, 10)}  # and its neighbours
@@ -262,7 +276,7 @@ def test_a_thumbnail_spares_reading_what_is_surely_glass() -> None:
     expected = np.zeros((160, 160))
     expected[100:110, 60:70] = 1
     assert (labels != expected).mean() < 0.002  # half the resolution rounds the corners
-    everything = TileInferer(8, 16, WINDOW, overlap=0, background=None)
+    everything = TileInferer(8, 16, TO_ONE, overlap=0, background=None)
     assert np.array_equal(labels_of(everything.bands(slide, network)), labels)
 
 
@@ -270,7 +284,7 @@ def test_tissue_beside_glass_is_the_same_in_image_and_slide() -> None:
     pixels = tissue(200, 220)
     pixels[60:] = 240
     pixels[150:153, 100:104] = 60
-    inferer, network = TileInferer(12, 24, WINDOW, tiles_per_batch=3), convolutions()
+    inferer, network = TileInferer(12, 24, TO_ONE, tiles_per_batch=3), convolutions()
     labels = inferer(batch_of(pixels), network)[0, 0].numpy()
     assert np.array_equal(labels_of(inferer.bands(ArraySlide(pixels), network)), labels)
     assert not labels[90:130].any()
@@ -292,14 +306,14 @@ def test_unreadable_pixels_have_a_value_of_their_own() -> None:
     expected[30:45, 10:19] = UNREADABLE
     for tiles_per_batch in (1, 100):
         slide = Damaged(pixels)
-        inferer = TileInferer(16, 16, WINDOW, tiles_per_batch=tiles_per_batch)
+        inferer = TileInferer(16, 16, TO_ONE, tiles_per_batch=tiles_per_batch)
         assert np.array_equal(labels_of(inferer.bands(slide, Dark(3))), expected)
 
 
 def test_damage_of_a_smaller_level_leaves_the_labels_as_they_are() -> None:
     slide = ArraySlide(np.full((20, 20, 3), 40, np.uint8))
     slide.unreadable.append(Unreadable(2, 0, 0, 20, 20, "damaged"))
-    assert np.array_equal(labels_of(TileInferer(16, 16, WINDOW).bands(slide, Dark(3))), np.ones((20, 20)))
+    assert np.array_equal(labels_of(TileInferer(16, 16, TO_ONE).bands(slide, Dark(3))), np.ones((20, 20)))
 
 
 def test_errors_of_the_reading_thread_arrive() -> None:
@@ -309,7 +323,7 @@ def test_errors_of_the_reading_thread_arrive() -> None:
                 raise InputError("nothing of it can be read")
             return super().read(top, left, height, width)
 
-    bands = TileInferer(16, 16, WINDOW).bands(Broken(tissue(80, 40)), convolutions())
+    bands = TileInferer(16, 16, TO_ONE).bands(Broken(tissue(80, 40)), convolutions())
     assert len(next(bands)) == 12
     with pytest.raises(InputError, match="nothing of it can be read"):
         list(bands)
@@ -326,7 +340,7 @@ def test_late_bands_run_in_the_mode_that_the_evaluator_had_chosen() -> None:
             modes.append((self.training, torch.is_grad_enabled()))
             return super().forward(images)
 
-    network, inferer = Probe(3).train(), TileInferer(16, 16, WINDOW)
+    network, inferer = Probe(3).train(), TileInferer(16, 16, TO_ONE)
     with eval_mode(network):
         bands = inferer(ArraySlide(tissue(40, 20)), network)
     assert isinstance(bands, LabelBands)
@@ -350,7 +364,7 @@ def test_networks_that_need_padding_are_padded_and_cropped() -> None:
             return super().forward(images)
 
     pixels = tissue(25, 23, 1)
-    assert np.array_equal(TileInferer(12, 12, WINDOW)(batch_of(pixels), Strided())[0, 0].numpy(), pixels[..., 0] <= 127)
+    assert np.array_equal(TileInferer(12, 12, TO_ONE)(batch_of(pixels), Strided())[0, 0].numpy(), pixels[..., 0] <= 127)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -368,12 +382,12 @@ def test_logits_that_are_not_finite_name_the_tile(value: float) -> None:
     pixels[24:32, :8] = 250  # glass in the batch, which does not shift the count
     pixels[30, 33] = 0
     with pytest.raises(InputError, match=r"NaN or infinite in the tile at x=32, y=24; the checkpoint is damaged"):
-        list(TileInferer(8, 8, WINDOW, overlap=0).bands(ArraySlide(pixels), network))
+        list(TileInferer(8, 8, TO_ONE, overlap=0).bands(ArraySlide(pixels), network))
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 15), (3, 400)])
 def test_images_smaller_than_a_tile_are_refused(height: int, width: int) -> None:
-    inferer, pixels = TileInferer(8, 16, WINDOW), tissue(height, width)
+    inferer, pixels = TileInferer(8, 16, TO_ONE), tissue(height, width)
     with pytest.raises(InputError, match=f"the image has {width} x {height} pixels, fewer than the 16 x 16 of a tile"):
         inferer(batch_of(pixels), convolutions())
     with pytest.raises(InputError, match=f"a.png has {width} x {height} pixels, .*; give more of the slide"):
@@ -383,8 +397,8 @@ def test_images_smaller_than_a_tile_are_refused(height: int, width: int) -> None
 def test_networks_that_fit_no_slide_are_refused() -> None:
     pixels = tissue(8, 8)
     with pytest.raises(InputError, match="256 classes; a label map holds 255 at most"):
-        TileInferer(8, 8, WINDOW)(batch_of(pixels), lambda images: images[:, :1].expand(-1, 256, -1, -1))
+        TileInferer(8, 8, TO_ONE)(batch_of(pixels), lambda images: images[:, :1].expand(-1, 256, -1, -1))
     with pytest.raises(InputError, match="takes 4 channels, a slide has 3 or 1"):
-        TileInferer(8, 8, WINDOW).bands(ArraySlide(pixels), SimpleNamespace(in_channels=4))
+        TileInferer(8, 8, TO_ONE).bands(ArraySlide(pixels), SimpleNamespace(in_channels=4))
     with pytest.raises(ValueError, match=r"must be \(B, C, H, W\) or a Slide"):
-        TileInferer(8, 8, WINDOW)(torch.zeros(1, 1, 8, 8, 8), Dark())
+        TileInferer(8, 8, TO_ONE)(torch.zeros(1, 1, 8, 8, 8), Dark())
