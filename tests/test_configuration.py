@@ -78,6 +78,7 @@ def test_mistyped_override_names_the_nearest_key(config, override, nearest):
         (["--learning_rate=-1"], "--learning_rate is -1; give a number from 0"),
         (["--resume", "false"], "--resume is 'false'; give True or False"),
         (["--resume", "1"], "--resume is 1"),
+        (["--epochs", "None"], "--epochs None: MONAI passes such an option over"),
     ],
 )
 def test_value_of_another_kind_is_refused(config, override, message):

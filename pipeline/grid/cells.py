@@ -101,12 +101,12 @@ def build_cells(
         students: name of the network to its methods, seeds and options.
         methods: name to options of distill.yaml, or of train.yaml where they name no method.
         first_seed: of the teachers and the paraphrasers.
-        folds: name to the option `patients` of its runs; None is one grid with the dataset's own splits.
+        folds: name to the option `patients` of its runs; None or an empty one is one grid with the dataset's own splits.
         recipes: all other options.
     """
     root = Path(run_dir)
     grids = [_Fold(root, dataset_dir, "", methods, first_seed, recipes)]
-    if folds is not None:
+    if folds:
         grids = [
             replace(grids[0], prefix=f"{name}_", recipes=replace(recipes, training={**recipes.training, **patients}))
             for name, patients in ((name, {"patients": patients}) for name, patients in folds.items())

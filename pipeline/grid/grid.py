@@ -62,7 +62,7 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return all runs; `InputError` for lists that are empty or name a thing twice, and names unfit for folders."""
         students = read_students(self.students, self.methods, self.seeds)
-        if self.folds is not None:
+        if self.folds:
             check_names("folds", list(self.folds))
         recipes = Recipes(self.training, self.teacher, self.student, self.paraphraser, self.evaluation)
         return build_cells(self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes)

@@ -185,6 +185,9 @@ class TestPreprocessing:
             preprocessing_of([own])
         with pytest.raises(InputError, match=r"^'monai\.transforms\.io\.dictionary\.SaveImaged' is none of"):
             preprocessing_of([{"_target_": "monai.transforms.io.dictionary.SaveImaged", "keys": "image"}])
+        reached = "pipeline.data.samples.slice_cache.monai.transforms.SaveImaged"
+        with pytest.raises(InputError, match=r"^'monai\.transforms\.io\.dictionary\.SaveImaged' is none of"):
+            preprocessing_of([{"_target_": reached, "keys": "image"}])
         with pytest.raises(InputError, match="Doubled is not installed, or no Transform"):
             preprocessing_of([own], ["tests.data.test_preprocessing"])
 

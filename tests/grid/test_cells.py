@@ -180,6 +180,10 @@ def test_equal_time_by_hand(tmp_path):
         training.final_options()
 
 
+def test_an_empty_mapping_of_folds_is_the_datasets_own_splits(tmp_path):
+    assert {cell.name for cell in _grid(tmp_path, folds={}).cells()} == {cell.name for cell in _grid(tmp_path).cells()}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -187,7 +191,6 @@ def test_equal_time_by_hand(tmp_path):
         ({"students": {"enet": {"methods": ["dk"]}}}, "has the method dk"),
         ({"students": {"enet": {"seeds": []}}}, "seeds of enet"),
         ({"folds": {"../a": FOLDS["a"]}}, "names folders"),
-        ({"folds": {}}, "folds of the benchmark"),
         ({"methods": {"kd": {"method": "kd", "time_of": "alone"}, "alone": None}}, "for method: null alone"),
         ({"methods": {**TIMED, "alone_long": {"method": None, "time_of": "x"}}}, "has the time of x"),
         ({"methods": {**TIMED, "alone": {"method": None, "loss": "ce"}}}, "no method with its other options"),

@@ -274,7 +274,7 @@ class TestModelFiles:
         ) as one:
             load_model(model_file, trusted_modules=trusted)
         assert str(model_file) in str(one.value)
-        assert "--trusted_modules \"['tests']\"" in str(one.value)
+        assert f"--trusted_modules \"['{__name__}']\"" in str(one.value)
         assert "\n" not in str(one.value)
 
     @pytest.mark.parametrize(
@@ -283,6 +283,7 @@ class TestModelFiles:
             ({"name": "os.system"}, "'os.system' is none of"),
             ({"name": "torch.nn.Linear"}, "'torch.nn.Linear' is none of"),
             ({"name": "monai.bundle.run"}, "'monai.bundle.run' is none of"),
+            ({"name": "pipeline.networks.adopted.nn.Linear"}, "'torch.nn.modules.linear.Linear' is none of"),
             ({"name": None}, "None is none of"),
             ({"name": ["os.system"]}, "is none of"),
             ({"name": "pipeline.networks.adopted.adopt"}, "is not installed, or no Module"),

@@ -13,11 +13,14 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Lambdad
 
-from pipeline.data import SLIDE_INTENSITY
+from pipeline.data import SLIDE_INTENSITY, preprocessing_of
 from pipeline.errors import InputError, find_input_error
 from pipeline.evaluation import PerOrganReport, PooledIoU
 from pipeline.inference import CentreCropInferer
 from tests.evaluation.slides.tissue_masks import CANCER, IMAGES, IOU, IOU_BACKGROUND, LABELS, MIOU, mask, read
+from tests.preprocessing import tile_preprocessing
+
+PREPROCESSING = preprocessing_of(tile_preprocessing(SLIDE_INTENSITY))
 
 
 class Passes(torch.nn.Module):
@@ -137,7 +140,7 @@ class TestThroughTheEvaluator:
         label = torch.zeros(1, 70, 64, dtype=torch.uint8)
         label[..., 40:] = 1
         data = [{"case": name, "image": MetaTensor(image), "label": MetaTensor(label)} for name in "ab"]
-        centres = CentreCropInferer(16, 64, SLIDE_INTENSITY)
+        centres = CentreCropInferer(16, 64, PREPROCESSING)
         report = PerOrganReport(tmp_path, LABELS, protocol="paper", kind="slides", settings=centres.settings)
         evaluator = evaluate(
             data,
@@ -162,7 +165,7 @@ class TestThroughTheEvaluator:
         image = torch.zeros(1, 64, 64, dtype=torch.uint8)
         image[..., 32:] = 255
         data = [{"case": "a", "image": MetaTensor(image), "label": MetaTensor((image > 0).to(torch.uint8))}]
-        centres = CentreCropInferer(16, 64, SLIDE_INTENSITY, published_centre=True)
+        centres = CentreCropInferer(16, 64, PREPROCESSING, published_centre=True)
         evaluate(
             data,
             PerOrganReport(tmp_path, LABELS, protocol="paper", kind="slides", settings=centres.settings),
@@ -181,7 +184,7 @@ class TestThroughTheEvaluator:
             "prediction has the shape (16, 16), label (64, 64)",
             data,
             network=Passes(),
-            inferer=CentreCropInferer(16, 64, SLIDE_INTENSITY),
+            inferer=CentreCropInferer(16, 64, PREPROCESSING),
         )
 
     def test_unreadable_pixels_are_told(self, tmp_path):
