@@ -104,7 +104,7 @@ def _check_key(name: str, config: dict[str, Any]) -> None:
 def _check_value(name: str, default: Any, value: Any) -> None:
     """Refuse a value of another kind than the default, and numbers below the least that makes sense."""
     if value is None and default is not None:
-        raise InputError(f"--{name} None: MONAI passes such an option over; change it in the file, or give {{}} for none")
+        raise InputError(f"--{name} None: MONAI passes such an option over; change it in the file, or give {{}}")
     if isinstance(default, str) and isinstance(value, Mapping) and "_target_" in value and "_mode_" not in value:
         raise InputError(
             f"--{name}: MONAI would build it before its channels are known; write 'name' for '_target_', or give "

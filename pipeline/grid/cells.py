@@ -101,7 +101,7 @@ def build_cells(
         students: name of the network to its methods, seeds and options.
         methods: name to options of distill.yaml, or of train.yaml where they name no method.
         first_seed: of the teachers and the paraphrasers.
-        folds: name to the option `patients` of its runs; None or an empty one is one grid with the dataset's own splits.
+        folds: name to the option `patients` of its runs; None or {} is one grid with the dataset's own splits.
         recipes: all other options.
     """
     root = Path(run_dir)
