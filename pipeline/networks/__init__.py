@@ -5,7 +5,6 @@ from pipeline.networks.adopted import adopt
 from pipeline.networks.base import BatchNorm2d, SegmentationNetwork
 from pipeline.networks.build import NETWORKS, build_network, network_recipe, tap_channels
 from pipeline.networks.cost import multiply_adds, parameter_count
-from pipeline.networks.discriminator import Discriminator
 from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet
@@ -20,7 +19,6 @@ __all__ = [
     "MONAI_NETWORKS",
     "NETWORKS",
     "BatchNorm2d",
-    "Discriminator",
     "ENet",
     "ERFNet",
     "FANet",

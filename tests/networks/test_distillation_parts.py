@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pipeline.networks.discriminator import SelfAttention
 from torch import nn
 
-from pipeline.networks import Discriminator, Paraphraser
-from pipeline.networks.discriminator import SelfAttention
+from pipeline.distillation.discriminator import Discriminator
+from pipeline.networks import Paraphraser
 
 
 def parameters_of(module: nn.Module) -> int:

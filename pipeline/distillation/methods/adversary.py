@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from pipeline.distillation.discriminator import SMALLEST, Discriminator
 from pipeline.distillation.method import NetworkPair
 from pipeline.distillation.methods.adversarial import AdversarialDistillation
 from pipeline.errors import InputError
-from pipeline.networks.discriminator import SMALLEST, Discriminator
 
 
 def check_adversary(method: str, setting: str, pair: NetworkPair) -> None:

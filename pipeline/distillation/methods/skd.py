@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.class_balance import check_balance, known_classes, pixel_weights
+from pipeline.distillation.discriminator import Discriminator
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation
 from pipeline.distillation.methods.adversary import check_adversary
@@ -31,7 +32,6 @@ from pipeline.distillation.methods.kd import BALANCE
 from pipeline.distillation.methods.relations import common_grid, largest_grid, unit_vectors
 from pipeline.distillation.settings import check_number
 from pipeline.errors import InputError
-from pipeline.networks.discriminator import Discriminator
 
 PLACES = 1024
 

@@ -18,8 +18,9 @@ from pipeline.distillation import (
     gradient_penalty,
     graph_flow_preset,
 )
+from pipeline.distillation.discriminator import Discriminator
 from pipeline.errors import InputError
-from pipeline.networks import Discriminator, Paraphraser, build_network
+from pipeline.networks import Paraphraser, build_network
 
 
 def test_kd_loss_by_hand():

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.networks import Discriminator, Paraphraser
+from pipeline.distillation.discriminator import Discriminator
+from pipeline.networks import Paraphraser
 from tests.networks.parity.layers_in_order import Layers, randomise
 
 CLASSES = 3
