@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pipeline.networks.discriminator import SelfAttention
 from torch import nn
 
-from pipeline.distillation.discriminator import Discriminator
+from pipeline.distillation.discriminator import Discriminator, SelfAttention
 from pipeline.networks import Paraphraser
 
 
