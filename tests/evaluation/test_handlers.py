@@ -287,7 +287,7 @@ def _rank_of_two(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_ranks_give_the_report_of_one(tmp_path):
-    torch.multiprocessing.spawn(_rank_of_two, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_rank_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
     cases = {**CASES, "c": (volume(0, 0), volume(0, 0))}
     alone = evaluate(items(cases), [PerOrganReport(tmp_path / "alone", LABELS)])
     for name in ("per_case.csv", "per_organ.csv"):

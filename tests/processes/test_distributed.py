@@ -228,7 +228,7 @@ def _process(rank: int, ranks: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def several(request, tmp_path_factory) -> list[dict[str, Any]]:
     """Return what each of two, or of three, processes found."""
     folder = tmp_path_factory.mktemp("ranks")
