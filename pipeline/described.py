@@ -9,6 +9,7 @@ classes in trusted modules alone, and its arguments are numbers, text, lists and
 from __future__ import annotations
 
 import inspect
+import os
 import pydoc
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from monai.bundle import ConfigComponent, ConfigParser
 from pipeline.errors import InputError
 
 TARGET = "_target_"
+TRUST = "GRAPHFLOW_TRUSTED_MODULES"
 Base = TypeVar("Base")
 
 
@@ -39,13 +41,18 @@ def build(description: Mapping[str, Any], base: type[Base], modules: Sequence[st
     Args:
         description: `_target_`, the dotted name of a class, and its arguments.
         base: what the class must derive from.
-        modules: the modules whose classes may be built, those below them included.
+        modules: the modules whose classes may be built, those below them included. Those that the environment variable
+            GRAPHFLOW_TRUSTED_MODULES names, with commas between them, are trusted too.
 
     Raises:
-        InputError: a class of another module, no such class, or arguments that it does not take.
+        InputError: a class of another module, no such class, arguments that it does not take, or components among them.
     """
+    modules = (*modules, *filter(None, os.environ.get(TRUST, "").split(",")))
     name = description.get(TARGET)
     _check_trusted(name, modules)
+    for key, value in description.items():
+        if "'_target_'" in repr(value):
+            raise InputError(f"{name} has a component as {key}; model files keep classes with plain arguments alone")
     try:
         component = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
@@ -55,15 +62,18 @@ def build(description: Mapping[str, Any], base: type[Base], modules: Sequence[st
     _check_trusted(dotted_name(component), modules)  # a module has what it imports from others too
     try:
         return component(**{key: value for key, value in description.items() if key != TARGET})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be built from its description: {str(error).partition(chr(10))[0]}") from error
+    except (InputError, NotImplementedError):  # the latter of what needs values, on the meta device
+        raise
+    except Exception as error:  # constructors raise many kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{name} cannot be built from its description: {reason}") from error
 
 
 def _check_trusted(name: Any, modules: Sequence[str]) -> None:
     if not isinstance(name, str) or not any(name.startswith(f"{module}.") for module in modules):
         raise InputError(
-            f"{name!r} is none of {', '.join(modules)}; if you trust the file, name its module: "
-            f"--trusted_modules \"['{str(name).rpartition('.')[0]}']\""
+            f"{name!r} is none of {', '.join(modules)}; if you trust the file, "
+            f"export {TRUST}={str(name).rpartition('.')[0]}"
         )
 
 
@@ -120,8 +130,8 @@ def _component(parser: ConfigParser, key: str, config: Mapping[str, Any]) -> dic
     described = {TARGET: dotted_name(component)}
     for argument in config.keys() - ConfigComponent.non_arg_keys:
         part = f"{key}::{argument}"
-        if ConfigComponent.is_instantiable(parser[part]):
-            described[argument] = _component(parser, part, parser[part])
+        if _holds_components(parser, part):
+            described[argument] = _described(parser, part)
             continue
         value = _value(parser, part)
         try:
@@ -129,6 +139,16 @@ def _component(parser: ConfigParser, key: str, config: Mapping[str, Any]) -> dic
         except TypeError as error:
             raise InputError(f"{error}; write a class of your own that needs no such argument") from error
     return dict(sorted(described.items()))
+
+
+def _holds_components(parser: ConfigParser, key: str) -> bool:
+    """Tell whether a part is a component, a reference to one, or a list of them."""
+    config = parser[key]
+    if isinstance(config, str) and config.startswith("@") and config[1:] in parser:
+        return _holds_components(parser, config[1:])
+    if isinstance(config, list):
+        return bool(config) and all(_holds_components(parser, f"{key}::{index}") for index in range(len(config)))
+    return ConfigComponent.is_instantiable(config)
 
 
 def _is_disabled(parser: ConfigParser, key: str) -> bool:

@@ -152,9 +152,7 @@ class TestBuild:
         assert description == {"_target_": FLIP, "keys": "image"}
 
     def test_own_modules_must_be_named(self):
-        with pytest.raises(
-            InputError, match=r"is none of monai.* if you trust the file, name its module: --trusted_mod"
-        ):
+        with pytest.raises(InputError, match=r"is none of monai.* if you trust the file, export GRAPHFLOW_TRUSTED_MOD"):
             build({"_target_": HOLDER}, Transform, MODULES)
         assert build({"_target_": HOLDER, "a": [1]}, Transform, (*MODULES, __name__)).held == {"a": [1]}
 

@@ -128,6 +128,7 @@ def _methods(distillation: Mapping[str, Any]) -> Mapping[str, Any]:
 def network_label(arguments: Mapping[str, Any]) -> str:
     """Return a network's name as users write it, with the options that it was built with: "FANet 0.25"."""
     name = arguments["name"]
+    arguments = {key: value for key, value in {**arguments, **arguments.get("options", {})}.items() if key != "options"}
     network_class = NETWORKS.get(name)
     label = _NAMES.get(name) or (network_class.__name__ if network_class else name.rpartition(".")[2])
     options = {

@@ -17,6 +17,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from pipeline import described
+from pipeline.data.dataset.dataset import SLIDES
 from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.data.scans.volumes import VolumeReader
 from pipeline.errors import InputError, find_input_error
@@ -123,31 +124,38 @@ def _first_cause(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def preprocessing_of(description: Sequence[Mapping[str, Any]], trusted_modules: Sequence[str] = ()) -> Preprocessing:
+def preprocessing_of(description: Sequence[Mapping[str, Any]], own_modules: Sequence[str] = ()) -> Preprocessing:
     """Return the preprocessing that a model file describes, for images that have been read already.
 
     The first transform of a list for scans loads files; it is left out, and so is the label of every transform.
-    `trusted_modules` names modules whose classes may be built beside those of `TRUSTED_MODULES`.
+    Classes of `own_modules` may be built beside those of `TRUSTED_MODULES` and those that the user trusts.
 
     Raises:
         InputError: a transform of another module, or one that cannot be built.
     """
     steps = [one for one in description if one.get(described.TARGET) != _LOADER]
-    transforms = [described.build(one, Transform, (*TRUSTED_MODULES, *trusted_modules)) for one in steps]
+    transforms = [described.build(one, Transform, (*TRUSTED_MODULES, *own_modules)) for one in steps]
     for transform in transforms:
         if isinstance(transform, MapTransform):
             transform.allow_missing_keys = True
     return Preprocessing(transforms, steps)
 
 
-def check_preprocessing(description: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse (`InputError`) a preprocessing of scans that inference could not repeat; call it before training.
+def check_preprocessing(description: Sequence[Mapping[str, Any]], kind: str) -> None:
+    """Refuse (`InputError`) a preprocessing that inference could not repeat; call it before training.
 
-    Inference reads scans by `VolumeReader`, from files or from memory, so training must too.
+    `kind` is that of the dataset. Inference reads scans by `VolumeReader`, from files or from memory, so training must
+    too. Slides are read by tiles: their loading is no part of the preprocessing.
     """
     loaders = [one for one in description if one[described.TARGET] == _LOADER]
-    if len(loaders) != 1 or loaders[0] != description[0] or loaders[0].get("reader") not in _READERS:
+    if kind == SLIDES and loaders:
+        raise InputError("preprocessing is of tiles that have been read; put LoadImaged into loading")
+    if kind != SLIDES and (
+        len(loaders) != 1 or loaders[0] != description[0] or loaders[0].get("reader") not in _READERS
+    ):
         raise InputError(
             "preprocessing must begin with its only LoadImaged, of reader pipeline.data.VolumeReader: inference reads "
             "scans by it"
         )
+    # What the config names is at hand, and needs no other trust.
+    preprocessing_of(description, [str(one[described.TARGET]).rpartition(".")[0] for one in description])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -49,15 +48,13 @@ def segment(
     model: SavedModel,
     slices_per_chunk: int = 16,
     amp_dtype: str | None = None,
-    trusted_modules: Sequence[str] = (),
 ) -> np.ndarray:
     """Return the label map (x, y, z) uint8 of a scan, voxel for voxel on the scan's own grid and in its own order.
 
-    `trusted_modules`: see `preprocessing_of`. Raises `InputError` for logits that are not finite and for a model of
-    colour images.
+    Raises `InputError` for logits that are not finite and for a model of colour images.
     """
     inferer = inferer_of(model, slices_per_chunk, amp_dtype)
-    preprocessing = preprocessing_of(model.preprocessing, trusted_modules)
+    preprocessing = preprocessing_of(model.preprocessing)
     image = preprocessing.of_image(as_loaded(volume))
     labels = inferer(image[None], model.network.eval())[0]
     labels = preprocessing.to_own_grid()({"pred": labels, "image": image})["pred"]
@@ -72,7 +69,6 @@ def segment_files(
     slices_per_chunk: int = 16,
     amp_dtype: str | None = None,
     overwrite: bool = False,
-    trusted_modules: Sequence[str] = (),
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
@@ -81,7 +77,7 @@ def segment_files(
     over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is
     given and fails, and for what concerns all: the folder, the names, the model.
     """
-    preprocessing = preprocessing_of(model.preprocessing, trusted_modules)
+    preprocessing = preprocessing_of(model.preprocessing)
     scans = ScanDataset(inputs, preprocessing)
     settings = {"precision": amp_dtype or "float32"}
     writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite)
@@ -106,7 +102,6 @@ def segment_slides(
     background: float | None = 220,
     amp_dtype: str | None = None,
     overwrite: bool = False,
-    trusted_modules: Sequence[str] = (),
 ) -> int:
     """Segment a slide, or a folder of slides, into `output_dir`; returns the exit code.
 
@@ -124,7 +119,7 @@ def segment_slides(
         val_data_loader=slide_loader(slides),
         network=model.network,
         prepare_batch=slide_batch,
-        inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype, trusted_modules),
+        inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype),
         val_handlers=[writer],
         decollate=False,
     )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ from pipeline.described import TARGET, build, dotted_name, plain
 from pipeline.errors import InputError
 from pipeline.networks.build import NETWORKS, build_network
 from pipeline.networks.monai_networks import FAMILIES, PACKAGE, default_taps, drop_channels_not_images
-from pipeline.networks.shapes import check_taps, feature_maps, trial_sides, without_values
+from pipeline.networks.shapes import check_taps, distinct, feature_maps, without_values
 
 TRUSTED_MODULES = ("monai.networks.nets", "pipeline.networks")
 _LARGEST_DIVISOR = 128
+_LEAST_SIDE, _RATIOS = 8, (3, 5, 7)
 _SHAPE = ("in_channels", "out_channels", "spatial_dims")
 _ATTRIBUTES = (*_SHAPE, "size_divisor", "fixed_size", "taps", "tap_channels", "arguments")
 
@@ -71,20 +73,37 @@ def build_adopted(
     spatial_dims: int,
     taps: Sequence[str],
     options: Mapping[str, Any],
-    trusted_modules: Sequence[str] = (),
+    own_modules: Sequence[str] = (),
 ) -> nn.Module:
     """Return a network from the `arguments` that `adopt` gave one, freshly initialised, on the default device.
 
     Raises:
-        InputError: a class outside `TRUSTED_MODULES` and `trusted_modules`, or one that builds no such network.
+        InputError: a class outside `TRUSTED_MODULES`, `own_modules` and what the user trusts; one that would load
+            weights from elsewhere, or that builds no such network.
     """
-    description, modules = {**options, TARGET: name}, (*TRUSTED_MODULES, *trusted_modules)
+    description, modules = {**options, TARGET: name}, (*TRUSTED_MODULES, *own_modules)
+    _check_loads_nothing(name, options)
     try:
         network = build(description, nn.Module, modules)
     except NotImplementedError:  # it needs values: on the meta device there are none
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             network = build(description, nn.Module, modules)
     return _with_attributes(network, description, in_channels, out_channels, spatial_dims, taps)
+
+
+def _check_loads_nothing(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a class that would fetch weights over the network, as some of MONAI's do, even unasked."""
+    component = pydoc.locate(name) if str(name).startswith("monai.") else None
+    parameters = inspect.signature(component).parameters if inspect.isclass(component) else {}
+    defaults = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
+    for option, value in {**defaults, **options}.items():
+        if "pretrained" in option and value:
+            raise InputError(f"{name} would load weights by {option}={value!r}; a model file has its own")
+
+
+def _without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by which the network is built again: its weights come from the model file then."""
+    return {key: (False if value is True else None) if "pretrained" in key else value for key, value in options.items()}
 
 
 def _known_name(network_class: type[nn.Module]) -> str | None:
@@ -113,15 +132,18 @@ def _with_attributes(
     network.fixed_size = False
     network.size_divisor = _least_divisor(network)
     maps = feature_maps(network)
-    network.taps = tuple(taps or default_taps(network, maps))
-    network.tap_channels = check_taps(network, network.taps, maps)
+    if taps or len(distinct(maps)) > 1:
+        network.taps = tuple(taps or default_taps(network, maps))
+        network.tap_channels = check_taps(network, network.taps, maps)
+    else:  # too few to compare: only methods of logits take it
+        network.taps = network.tap_channels = ()
     network.arguments = {
         "name": description[TARGET],
         "in_channels": in_channels,
         "out_channels": out_channels,
         "spatial_dims": spatial_dims,
         "taps": list(network.taps),
-        "options": {key: value for key, value in description.items() if key != TARGET},
+        "options": _without_pretrained({key: value for key, value in description.items() if key != TARGET}),
     }
     return network
 
@@ -130,8 +152,7 @@ def _least_divisor(network: nn.Module) -> int:
     """Return the least power of two whose multiples the network takes as sides, giving logits of the same sides."""
     bare, problem, divisor = without_values(network), "", 1
     while divisor <= _LARGEST_DIVISOR:
-        network.size_divisor = divisor
-        problem = _problem(bare, network)
+        problem = _problem(bare, network, divisor)
         if not problem:
             return divisor
         divisor *= 2
@@ -139,9 +160,9 @@ def _least_divisor(network: nn.Module) -> int:
     raise InputError(f"{name} gives no logits for images of any multiple up to {_LARGEST_DIVISOR} pixels: {problem}")
 
 
-def _problem(bare: nn.Module, network: nn.Module) -> str:
-    """Return what is wrong with the output for a small image of the network's `size_divisor`, or an empty text."""
-    sides = trial_sides(network)
+def _problem(bare: nn.Module, network: nn.Module, divisor: int) -> str:
+    """Return what is wrong with the output for a small image whose sides are odd multiples, or an empty text."""
+    sides = tuple(ratio * divisor * (-(-_LEAST_SIDE // divisor) | 1) for ratio in _RATIOS[: network.spatial_dims])
     expected = (1, network.out_channels, *sides)
     for training in (True, False):
         try:

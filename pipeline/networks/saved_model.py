@@ -134,7 +134,6 @@ def load_model(
     expect: str | None = None,
     model_requirements: Mapping[str, Any] | None = None,
     preprocessing: Sequence[Mapping[str, Any]] | None = None,
-    trusted_modules: Sequence[str] = (),
 ) -> SavedModel:
     """Return the model that `save_model` wrote to `path`. No random number is drawn.
 
@@ -145,7 +144,6 @@ def load_model(
         model_requirements: `Dataset.model_requirements` of the dataset that the model is to be used on; None takes any.
         preprocessing: what is done to the images that the network will see, where it is not the file's own list that
             is done to them: a teacher sees its student's images. None takes any.
-        trusted_modules: of which the network's class may be, beside MONAI's networks and those of this package.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
@@ -162,7 +160,7 @@ def load_model(
         _check_dataset(path, content, model_requirements)
     if preprocessing is not None:
         _check_preprocessing(path, content["preprocessing"], preprocessing)
-    network = _network(path, arguments, content["state_dict"], trusted_modules)
+    network = _network(path, arguments, content["state_dict"])
     return SavedModel(
         network=to_device(network, device).eval(),
         network_arguments=network.arguments,
@@ -213,7 +211,7 @@ def _step(step: Mapping[str, Any] | None) -> str:
     if step is None:
         return "no such step"
     options = ", ".join(f"{key} {value}" for key, value in step.items() if key != TARGET)
-    return f"{str(step[TARGET]).rpartition('.')[2]} ({options})"
+    return f"{str(step.get(TARGET)).rpartition('.')[2]} ({options})"
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -266,11 +264,11 @@ def _size_of(size: int | Sequence[int]) -> int | tuple[int, ...]:
     return tuple(size) if isinstance(size, Sequence) else size
 
 
-def _skeleton(arguments: Mapping[str, Any], trusted_modules: Sequence[str]) -> nn.Module:
+def _skeleton(arguments: Mapping[str, Any], own_modules: Sequence[str] = ()) -> nn.Module:
     """Return the network without memory or values: built in no time, with no random number drawn."""
     with torch.device("meta"):
         if "options" in arguments:
-            return build_adopted(**arguments, trusted_modules=trusted_modules)
+            return build_adopted(**arguments, own_modules=own_modules)
         return build_network(**arguments)
 
 
@@ -343,15 +341,16 @@ def _content(path: Path, raw: bytes) -> dict[str, Any]:
     lacking = [key for key in ("state_dict", *DESCRIPTION) if key not in content]
     if lacking:
         raise InputError(f"{path} lacks {', '.join(lacking)}; {_ADVICE}")
+    steps = content["preprocessing"]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise InputError(f"{path} has no list of transforms as preprocessing; {_ADVICE}")
     return dict(content)
 
 
-def _network(
-    path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor], trusted_modules: Sequence[str]
-) -> nn.Module:
+def _network(path: Path, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """Return the network that the file describes, with the file's weights."""
     try:
-        network = _skeleton(arguments, trusted_modules)
+        network = _skeleton(arguments)
     except (InputError, TypeError) as error:
         raise InputError(f"{path} describes a network that this release cannot build: {error}") from error
     difference = _difference(network, state)

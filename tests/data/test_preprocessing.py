@@ -236,7 +236,7 @@ LOAD, *STEPS = scan_preprocessing(CT_WINDOW)
 class TestCheck:
     @pytest.mark.parametrize("reader", ["pipeline.data.VolumeReader", "pipeline.data.scans.volumes.VolumeReader"])
     def test_what_inference_repeats_is_taken(self, reader):
-        check_preprocessing([{**LOAD, "reader": reader}, *STEPS])
+        check_preprocessing([{**LOAD, "reader": reader}, *STEPS], "scans")
 
     @pytest.mark.parametrize(
         "description",
@@ -257,5 +257,5 @@ class TestCheck:
         with pytest.raises(
             InputError, match=r"must begin with its only LoadImaged, of reader pipeline\.data\.Volume"
         ) as one:
-            check_preprocessing(description)
+            check_preprocessing(description, "scans")
         assert "\n" not in str(one.value)

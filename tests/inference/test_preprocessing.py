@@ -269,7 +269,7 @@ def test_classes_outside_the_trusted_modules_are_refused_in_one_line_that_names_
         with pytest.raises(InputError) as refused:
             use()
         assert repr(step.get("_target_")) in str(refused.value)
-        assert "--trusted_modules" in str(refused.value)
+        assert "export GRAPHFLOW_TRUSTED_MODULES=" in str(refused.value)
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "harm").exists()
 
@@ -292,35 +292,39 @@ def test_what_is_no_deterministic_transform_of_a_trusted_module_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_a_trusted_module_admits_its_classes(own_module: str, tmp_path: Path) -> None:
+def test_a_trusted_module_admits_its_classes(own_module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = {"_target_": f"{own_module}.Negatived", "keys": ["image", "label"], "brightest": 1.0}
     model = load_model(save_with(step, tmp_path))
-    with pytest.raises(InputError, match=f"'{own_module}.Negatived' is none of .*--trusted_modules .*{own_module}"):
+    with pytest.raises(InputError, match=f"Negatived' is none of .*export GRAPHFLOW_TRUSTED_MODULES={own_module}"):
         preprocessing_of(model.preprocessing)
+    monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", "own")  # the beginning of a name is no module
     with pytest.raises(InputError, match="is none of"):
-        preprocessing_of(model.preprocessing, trusted_modules=["own"])  # the beginning of a name is no module
-    image = preprocessing_of(model.preprocessing, trusted_modules=[own_module]).of_image(torch.full((2, 3, 4), 50))
+        preprocessing_of(model.preprocessing)
+    monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", own_module)
+    image = preprocessing_of(model.preprocessing).of_image(torch.full((2, 3, 4), 50))
     assert torch.equal(torch.as_tensor(image), torch.full((1, 2, 3, 4), 0.75))
 
     slides = load_model(save_with(step, tmp_path, tile_px=16))
-    inferer = tile_inferer_of(slides, background=None, trusted_modules=[own_module])
+    inferer = tile_inferer_of(slides, background=None)
     network = Threshold()
     assert (inferer(torch.zeros(1, 3, 16, 16), network) == 1).all()
     assert (network.seen[0] == 1).all()
 
 
-def test_a_trusted_module_admits_no_functions(own_module: str) -> None:
+def test_a_trusted_module_admits_no_functions(own_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", own_module)
     step = {"_target_": f"{own_module}.negatived", "keys": "image", "brightest": 1.0}
     with pytest.raises(InputError, match="negatived is not installed, or no Transform"):
-        preprocessing_of([step], trusted_modules=[own_module])
+        preprocessing_of([step])
 
 
 def test_a_trusted_module_that_is_missing_or_broken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_steps.py").write_text("import a_module_that_is_not_there")
     for module, message in (("broken_steps", "cannot be imported"), ("absent_steps", "put its module on PYTHONPATH")):
+        monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", module)
         with pytest.raises(InputError, match=f"{module}.Stepd .*{message}"):
-            preprocessing_of([{"_target_": f"{module}.Stepd"}], trusted_modules=[module])
+            preprocessing_of([{"_target_": f"{module}.Stepd"}])
 
 
 @pytest.mark.parametrize(

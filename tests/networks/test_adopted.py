@@ -23,6 +23,7 @@ from pipeline.networks import (
     load_model,
     save_model,
 )
+from pipeline.networks.adopted import build_adopted
 from tests.preprocessing import scan_preprocessing
 
 MONAI = "monai.networks.nets."
@@ -240,14 +241,16 @@ class TestModelFiles:
         return adopted(own(Hourglass, levels="$1 + 2", width=6))
 
     @pytest.fixture
-    def model_file(self, network, tmp_path):
+    def model_file(self, network, tmp_path, monkeypatch):
+        monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", __name__)
         save(tmp_path / "model.pt", network)
         return tmp_path / "model.pt"
 
     @pytest.mark.parametrize("trusted", [__name__, "tests.networks", "tests"])
-    def test_own_class_comes_back_where_its_module_is_trusted(self, network, model_file, trusted):
+    def test_own_class_comes_back_where_its_module_is_trusted(self, network, model_file, trusted, monkeypatch):
+        monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", f"another,{trusted}")
         state = torch.get_rng_state()
-        loaded = load_model(model_file, expect=f"{__name__}.Hourglass", trusted_modules=[trusted])
+        loaded = load_model(model_file, expect=f"{__name__}.Hourglass")
         assert torch.equal(torch.get_rng_state(), state)
         assert type(loaded.network) is Hourglass
         assert loaded.network_arguments == network.arguments
@@ -255,7 +258,7 @@ class TestModelFiles:
             assert getattr(loaded.network, attribute) == getattr(network, attribute)
         assert torch.equal(logits_of(loaded.network, 37, 70), logits_of(network, 37, 70))
         save(model_file, loaded.network)
-        assert load_model(model_file, trusted_modules=[trusted]).network_arguments == network.arguments
+        assert load_model(model_file).network_arguments == network.arguments
 
     def test_what_is_kept_of_it_is_plain(self, network):
         assert network.arguments == {
@@ -267,14 +270,15 @@ class TestModelFiles:
             "options": {"in_channels": 1, "out_channels": 3, "levels": 3, "width": 6},
         }
 
-    @pytest.mark.parametrize("trusted", [[], ["tests.network"], ["tests.networks.test_adopted.Hourglass"], ["monai"]])
-    def test_own_class_is_refused_where_its_module_is_not_trusted(self, model_file, trusted):
+    @pytest.mark.parametrize("trusted", ["", "tests.network", "tests.networks.test_adopted.Hourglass", "monai"])
+    def test_own_class_is_refused_where_its_module_is_not_trusted(self, model_file, trusted, monkeypatch):
+        monkeypatch.setenv("GRAPHFLOW_TRUSTED_MODULES", trusted)
         with pytest.raises(
             InputError, match=r"cannot build: 'tests\.networks\.test_adopted\.Hourglass' is none"
         ) as one:
-            load_model(model_file, trusted_modules=trusted)
+            load_model(model_file)
         assert str(model_file) in str(one.value)
-        assert f"--trusted_modules \"['{__name__}']\"" in str(one.value)
+        assert f"export GRAPHFLOW_TRUSTED_MODULES={__name__}" in str(one.value)
         assert "\n" not in str(one.value)
 
     @pytest.mark.parametrize(
@@ -303,7 +307,7 @@ class TestModelFiles:
         content["network_arguments"].update(changes)
         torch.save(content, model_file)
         with pytest.raises(InputError) as caught:
-            load_model(model_file, trusted_modules=[__name__])
+            load_model(model_file)
         assert f"{model_file} describes a network that this release cannot build: " in str(caught.value)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -313,7 +317,7 @@ class TestModelFiles:
         content["network_arguments"]["options"]["width"] = 5
         torch.save(content, model_file)
         with pytest.raises(InputError, match=r"does not fit the network it names, .*Hourglass: .* of another shape"):
-            load_model(model_file, trusted_modules=[__name__])
+            load_model(model_file)
 
     def test_it_can_be_saved_before_training_or_it_is_told(self, network):
         check_can_be_saved(network)
@@ -367,3 +371,26 @@ class TestRefused:
         config = {"_target_": "DynUNet", "kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]}
         line = refused(of_monai(config, filters=[4, 8, 16], deep_supervision=True))
         assert "cannot have deep_supervision=True" in line
+
+
+class TestWeightsFromElsewhere:
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            (
+                "monai.networks.nets.hovernet.HoVerNet",
+                {"mode": "fast", "pretrained_url": "http://nowhere.invalid/w.pt"},
+            ),
+            ("monai.networks.nets.flexible_unet.FlexibleUNet", {"backbone": "efficientnet-b0", "pretrained": True}),
+            ("monai.networks.nets.efficientnet.EfficientNetBN", {"model_name": "efficientnet-b0"}),
+        ],
+    )
+    def test_no_model_file_makes_monai_fetch_any(self, name, options):
+        with pytest.raises(InputError, match=r"would load weights by pretrained.*; a model file has its own"):
+            build_adopted(name, 1, 2, 2, [], options)
+
+
+def test_a_network_with_one_map_has_no_taps_and_trains_by_logits():
+    network = adopt(nn.Conv2d(1, 3, 1), {"_target_": "torch.nn.Conv2d"}, 1, 3)
+    assert network.taps == ()
+    assert network.tap_channels == ()

@@ -37,9 +37,17 @@ def cache_key(datalist: Sequence[Mapping[str, str]], preprocessing: Sequence[Map
     files = [
         (entry["case"], [_file_facts(entry[key]) for key in ("image", "label") if key in entry]) for entry in datalist
     ]
-    code = [_code_of(one[TARGET]) for one in preprocessing]
+    code = [_code_of(name) for name in _classes(preprocessing)]
     content = [CACHE_VERSION, monai.__version__, torch.__version__, files, preprocessing, code, size]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _classes(part: Any) -> list[str]:
+    """Return the names of the classes of a description, those among the arguments of others too."""
+    if isinstance(part, Mapping):
+        own = [part[TARGET]] if TARGET in part else []
+        return own + [name for value in part.values() for name in _classes(value)]
+    return [name for item in part for name in _classes(item)] if isinstance(part, list | tuple) else []
 
 
 def _code_of(name: str) -> str:

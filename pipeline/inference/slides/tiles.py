@@ -8,7 +8,7 @@ weights beside them. Here the logits of one row of tiles live at a time, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -263,13 +263,12 @@ def tile_inferer_of(
     tiles_per_batch: int = 8,
     background: float | None = 220,
     amp_dtype: str | None = None,
-    trusted_modules: Sequence[str] = (),
 ) -> TileInferer:
     """Return the inferer with the size, tile and preprocessing that `model` was trained on.
 
-    `trusted_modules`: see `preprocessing_of`. Raises `InputError` for a model of scans.
+    Raises `InputError` for a model of scans.
     """
     if model.tile_px is None:
         raise InputError("the checkpoint was trained on scans, not on slides; choose one trained on tiles of slides")
-    preprocessing = preprocessing_of(model.preprocessing, trusted_modules)
+    preprocessing = preprocessing_of(model.preprocessing)
     return TileInferer(model.size, model.tile_px, preprocessing, overlap, tiles_per_batch, background, amp_dtype)
