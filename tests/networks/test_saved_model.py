@@ -319,5 +319,5 @@ def test_device_that_is_not_there(model_file, device):
 
 def test_network_that_no_file_could_describe_is_refused_before_training():
     check_can_be_saved(build_network("enet"))
-    with pytest.raises(InputError, match="could not build a .*SegResNet again; let .*adopt have it"):
+    with pytest.raises(InputError, match=r"could not build a .*SegResNet again; let .*adopt have it"):
         check_can_be_saved(SegResNet(spatial_dims=2))
