@@ -160,7 +160,7 @@ class CaseWriter(ABC):
 
     def _break_off(self, _engine: Engine, error: BaseException) -> None:
         """Keep what is known so far; other ranks may be gone, so nothing is gathered. The error goes on."""
-        if (self.dataset.failures or self.rows) and distributed.ranks() == 1:
+        if (self.dataset.failures or self.rows) and distributed.world_size() == 1:
             self._write_tables()
         raise error
 

@@ -89,7 +89,7 @@ class SourceDataset(IterableDataset):
         self.failures.clear()
         # A generator would hold each image while it waits; map and filter keep none.
         wanted = [source for source in self.sources if source.case not in self.left_out]
-        return filter(None, map(self._read, wanted[distributed.rank() :: distributed.ranks()]))
+        return filter(None, map(self._read, wanted[distributed.rank() :: distributed.world_size()]))
 
     def _read(self, source: Source) -> dict[str, Any] | None:
         """Return the item of a source, None where it cannot be read and there are others."""

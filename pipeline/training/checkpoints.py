@@ -134,7 +134,8 @@ class TrainingStateSaver:
         # Attached only now, these come after all other handlers: the schedule has stepped, the epoch is validated.
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        if self.evaluator is not None and distributed.ranks() == 1:  # several may validate unequal numbers of cases
+        # Several processes may validate unequal numbers of cases.
+        if self.evaluator is not None and distributed.world_size() == 1:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._during_validation, trainer)
         self._signals.catch()
         trainer.after_run.append(self._end)
@@ -257,10 +258,10 @@ class TrainingStateSaver:
                 f"{self.path} is of a run of {then} iterations an epoch, this one has {now}: resume with the same "
                 "dataset and batch size"
             )
-        if len(state["processes"]) != distributed.ranks():
+        if len(state["processes"]) != distributed.world_size():
             raise InputError(
-                f"{self.path} is of a run of {len(state['processes'])} processes, this one has {distributed.ranks()}: "
-                "resume with as many"
+                f"{self.path} is of a run of {len(state['processes'])} processes, "
+                f"this one has {distributed.world_size()}: resume with as many"
             )
         return state
 

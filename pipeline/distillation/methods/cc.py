@@ -46,7 +46,7 @@ class CorrelationCongruence(DistillationMethod):
         regions: at most so many regions of the whole batch are compared.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

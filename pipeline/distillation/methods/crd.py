@@ -52,7 +52,7 @@ class ContrastiveRepresentation(DistillationMethod):
         InputError: a setting that is not positive, or a grid or number of regions out of range.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ class RelationshipGraph(DistillationMethod):
         regions: at most so many regions of the whole batch are compared.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class ProbabilisticTransfer(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(self, pair: NetworkPair, *, weight: float = 10.0, grid: int = 4) -> None:
         super().__init__({"pkt": weight})

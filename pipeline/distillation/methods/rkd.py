@@ -58,7 +58,7 @@ class RelationalDistillation(DistillationMethod):
         regions: at most so many regions N of the whole batch are compared; angles take N^3 values.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class SimilarityPreserving(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(self, pair: NetworkPair, *, weight: float = 1.0, grid: int = 4) -> None:
         super().__init__({"sp": weight})
