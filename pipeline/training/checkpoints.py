@@ -278,9 +278,9 @@ class TrainingStateSaver:
             self._before_validation = own
             trainer.fire_event(Events.EPOCH_COMPLETED)
         elif seen:
-            self._go_on_amid_an_epoch(trainer, seen, own)
+            self._resume_within_epoch(trainer, seen, own)
 
-    def _go_on_amid_an_epoch(self, trainer: Any, seen: int, own: Mapping[str, Any]) -> None:
+    def _resume_within_epoch(self, trainer: Any, seen: int, own: Mapping[str, Any]) -> None:
         loader = trainer.data_loader
         if not isinstance(loader.sampler, ResumableSampler):
             raise InputError(f"{self.path} was saved amid an epoch: resume with a ResumableSampler in the loader")
