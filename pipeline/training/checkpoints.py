@@ -296,15 +296,14 @@ class TrainingStateSaver:
     def _check_recipe(self, state: Any) -> None:
         if not isinstance(state, dict) or not {"position", "recipe", "processes"} <= state.keys():
             raise InputError(f"{self.path} is not a training state; start the run anew")
-        if state["recipe"] == self.recipe:
-            return
-        names = sorted({*state["recipe"], *self.recipe})
+        names = sorted({*state["recipe"], *self.recipe})  # a setting that is not there is as one of null
         changed = [
             f"{name} was {state['recipe'].get(name)!r}, is {self.recipe.get(name)!r}"
             for name in names
             if state["recipe"].get(name) != self.recipe.get(name)
         ]
-        raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
+        if changed:
+            raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
 
 
 def resumes(resume: bool | str, path: str | os.PathLike[str]) -> bool:
