@@ -284,7 +284,7 @@ def test_terms_told_are_those_of_one_process(several, one, run):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("norm", 1e-4), ("cumulative", 1e-4), ("half", 2e-2)])
-def test_batch_normalisation_is_that_of_the_whole_batch(several, one, name, tolerance):
+def test_batch_normalisation_is_that_of_the_global_batch(several, one, name, tolerance):
     for index in (0, 1):
         torch.testing.assert_close(
             together(several, name, index).float(), one[name][index].float(), rtol=tolerance, atol=tolerance
@@ -307,7 +307,7 @@ def test_batch_normalisation_can_be_differentiated_twice(several, one):
     torch.testing.assert_close(shares, one["second"])
 
 
-def test_batch_wise_dice_is_monais_of_the_whole_batch(several):
+def test_batch_wise_dice_is_monais_of_the_global_batch(several):
     images, labels = images_and_labels(8)
     logits = torch.cat([images, 1 - images, images.square()], 1).requires_grad_()
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(logits, labels)
