@@ -67,7 +67,7 @@ def refuse(problems: Sequence[str], where: str | os.PathLike[str]) -> None:
     raise InputError(f"{count} in {where}, listed above; nothing was written: correct them and run this again")
 
 
-def place(source: Path, target: Path, link: str | None = None) -> None:
+def copy_or_link(source: Path, target: Path, link: str | None = None) -> None:
     """Copy `source` to `target`, or link it there ("hard" or "symbolic"); hard links need one file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     real = source.resolve()
@@ -103,7 +103,7 @@ def by_split(cases: Sequence[Case], splits: dict[str, Collection[str]]) -> dict[
     return {name: tuple(case for case in cases if case.case in splits.get(name, ())) for name in SPLITS}
 
 
-def moved(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
+def relocated(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
     """Return `dataset` with its folder, and so all its paths, at `folder`."""
     target = Path(folder)
 
@@ -119,7 +119,7 @@ def moved(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
 
 
 def print_summary(dataset: Dataset) -> None:
-    """Print what was written: place, rule, organs (of slides: classes) and the cases of each split."""
+    """Print what was written: folder, rule, organs (of slides: classes) and the cases of each split."""
     rule = dataset.intensity
     print(f"wrote {dataset.folder}: '{dataset.name}', {dataset.modality}, {rule.kind} {rule.low:g}..{rule.high:g}")
     kind = "organs" if dataset.tile_px is None else f"tiles of {dataset.tile_px} pixels, classes"

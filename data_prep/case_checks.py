@@ -79,30 +79,30 @@ def _file_facts(found: Findings, path: Path) -> dict[str, Any]:
 
 def _check_scan(found: Findings, declared: Declaration, report: CaseReport) -> None:
     case = report.case
-    image = found.tried(case.image, read_volume, case.image)
+    image = found.attempt(case.image, read_volume, case.image)
     if image is not None:
-        found.odd(case.image, image.notes)
+        found.add_reader_notes(case.image, image.notes)
         report.image |= _volume_facts(image)
         report.content = _content(image)
         _note_intensities(found, declared, image)
     if case.label is None:
         return
     # The same steps as `read_label`, one by one: a label may have unknown values and lie on another grid.
-    stored = found.tried(case.label, read_volume, case.label)
+    stored = found.attempt(case.label, read_volume, case.label)
     if stored is None:
         return
     report.label |= _volume_facts(stored)
-    turned = stored if image is None else found.tried(case.label, on_grid_of, image, stored)
-    found.odd(case.label, (turned or stored).notes)
-    label = found.tried(case.label, with_label_values, stored, declared.labels)
+    turned = stored if image is None else found.attempt(case.label, on_grid_of, image, stored)
+    found.add_reader_notes(case.label, (turned or stored).notes)
+    label = found.attempt(case.label, with_label_values, stored, declared.labels)
     if label is not None:
         _note_labels(found, report, label_counts(label.array), _content(label))
 
 
 def _check_tile(found: Findings, declared: Declaration, report: CaseReport) -> None:
     case = report.case
-    image = found.tried(case.image, read_image, case.image, len(CHANNELS.get(declared.modality, ("grey",))))
-    label = None if case.label is None else found.tried(case.label, read_label_image, case.label, declared.labels)
+    image = found.attempt(case.image, read_image, case.image, len(CHANNELS.get(declared.modality, ("grey",))))
+    label = None if case.label is None else found.attempt(case.label, read_label_image, case.label, declared.labels)
     if image is not None:
         report.image |= {"shape": list(image.shape), "type": str(image.dtype)}
         report.content = _hash(image)

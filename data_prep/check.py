@@ -73,7 +73,7 @@ def check_dataset(folder: str | os.PathLike[str]) -> Check:
     if not path.is_file():
         raise InputError(f"no {DATASET_FILE} at {path}; make a dataset folder with python -m data_prep.folder")
     found = Findings(path.parent)
-    declared = found.tried(path, read_declaration, path)
+    declared = found.attempt(path, read_declaration, path)
     if declared is None:
         return Check(path, sorted(found.rows), [])
     for problem in declared.problems:

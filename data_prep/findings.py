@@ -43,7 +43,7 @@ class Findings:
         """Note what is odd but safe."""
         self.rows.append(Finding(NOTE, self._relative(path), fact, remedy))
 
-    def tried(self, path: Path, read: Callable[..., _Result], *arguments: Any) -> _Result | None:
+    def attempt(self, path: Path, read: Callable[..., _Result], *arguments: Any) -> _Result | None:
         """Return what `read` returns; where it raises `InputError`, note that of the file `path` and return None."""
         try:
             return read(*arguments)
@@ -61,7 +61,7 @@ class Findings:
         fact = fact.replace(f": {path}", "").replace(f" at {path}", "").replace(str(path), "it")
         self.error(path, fact.replace(f"{self.folder}/", ""), remedy)
 
-    def odd(self, path: Path, notes: Iterable[str]) -> None:
+    def add_reader_notes(self, path: Path, notes: Iterable[str]) -> None:
         """Note what a reader accepted; what it took instead stands behind ": "."""
         for line in notes:
             fact, colon, taken = line.rpartition(": ")

@@ -21,16 +21,16 @@ from tqdm import tqdm
 from data_prep.building import (
     LINKS,
     by_split,
+    copy_or_link,
     finish,
-    moved,
     new_folder,
-    place,
     print_summary,
     refuse,
+    relocated,
     warn,
     write_nifti,
 )
-from data_prep.splits import Wishes, assign, read_split_file
+from data_prep.splits import SplitRequests, assign, read_split_file
 from pipeline.data import (
     SPLITS,
     Case,
@@ -198,7 +198,7 @@ def convert(
     output: str | Path,
     modality: str,
     organs: dict[int, str],
-    wishes: Wishes | None = None,
+    requests: SplitRequests | None = None,
     *,
     seed: int = 0,
     patients: str | Path | None = None,
@@ -208,18 +208,18 @@ def convert(
 ) -> Dataset:
     """Check all scans and labels and write the dataset folder `output`; returns the dataset.
 
-    `organs`: value to name, with 0 the background. `wishes`: see `data_prep.splits.assign`. `link`: "hard" or
+    `organs`: value to name, with 0 the background. `requests`: see `data_prep.splits.assign`. `link`: "hard" or
     "symbolic" instead of copies. NIfTI files stay as they are; other formats become NIfTI. Raises `InputError` after
     listing every problem that was found; nothing is left of a folder that could not be finished.
     """
-    check_apart(Path(images), Path(labels), Path(output))
+    check_folders_apart(Path(images), Path(labels), Path(output))
     rule = intensity or default_intensity(modality)
     pairs, problems = find_pairs(images, labels)
     if not pairs:
         refuse(problems, images)
         raise InputError(f"no scans in {images}; give a folder of {', '.join(_NIFTI)} or other volumes")
     patient_of, more = read_patients(patients, [pair.case for pair in pairs])
-    splits, wrong = assign(patient_of, wishes or {}, seed)
+    splits, wrong = assign(patient_of, requests or {}, seed)
     problems += more + wrong
     checker = Checker(organs, modality, rule)
     with new_folder(output) as folder:
@@ -235,10 +235,10 @@ def convert(
         dataset = finish(folder, dataset)
     for warning in checker.warnings + _gaps(dataset, checker):
         warn(warning)
-    return moved(dataset, output)
+    return relocated(dataset, output)
 
 
-def check_apart(images: Path, labels: Path, output: Path) -> None:
+def check_folders_apart(images: Path, labels: Path, output: Path) -> None:
     """Refuse (`InputError`) one folder for images and labels, and an output inside of what is read."""
     if images.resolve() == labels.resolve():
         raise InputError(f"{images} is given for images and for labels; they lie in two folders")
@@ -254,7 +254,7 @@ def _write(pair: NetworkPair, patient: str, volumes: tuple[Volume, Volume], fold
         suffix = scan_suffix(source)
         paths[kind] = folder / kind / f"{pair.case}{suffix if suffix in _NIFTI else '.nii.gz'}"
         if suffix in _NIFTI:
-            place(source, paths[kind], link)
+            copy_or_link(source, paths[kind], link)
         elif kind == "images":
             write_nifti(paths[kind], image.array, image.affine)
         else:
@@ -292,20 +292,20 @@ def add_split_options(command: argparse.ArgumentParser, images: str) -> None:
     """Add the options that decide who trains and who is scored; `images` is what a patient may have several of."""
     add = command.add_argument
     add("--split", metavar="FILE", help='JSON with lists of case ids: {"training": [], "validation": [], "test": []}')
-    wish = "case or patient ids separated by commas, or a fraction of the patients"
-    add("--training", "--train", metavar="WISH", help=f"{wish}; default: all that is left")
-    add("--validation", metavar="WISH", help=f"{wish}; default 0.1 if no split is given at all")
-    add("--test", metavar="WISH", help=f"{wish}; default 0.2 if no split is given at all")
+    request = "case or patient ids separated by commas, or a fraction of the patients"
+    add("--training", "--train", metavar="SPLIT", help=f"{request}; default: all that is left")
+    add("--validation", metavar="SPLIT", help=f"{request}; default 0.1 if no split is given at all")
+    add("--test", metavar="SPLIT", help=f"{request}; default 0.2 if no split is given at all")
     add("--seed", type=int, default=0, help="of the draw by fractions (default 0)")
     add("--patients", metavar="CSV", help=f"columns case and patient, where patients have several {images}")
 
 
-def wishes_of(given: argparse.Namespace) -> dict[str, str | None]:
-    """Return the wishes that the options of `add_split_options` hold, from the split file if there is one."""
-    wishes: dict[str, str | None] = {split: getattr(given, split) for split in SPLITS}
+def split_requests_of(given: argparse.Namespace) -> dict[str, str | None]:
+    """Return the requests that the options of `add_split_options` hold, from the split file if there is one."""
+    requests: dict[str, str | None] = {split: getattr(given, split) for split in SPLITS}
     if given.split is None:
-        return wishes
-    if any(wishes.values()):
+        return requests
+    if any(requests.values()):
         raise InputError("give --split alone, or --training, --validation and --test")
     return dict(read_split_file(given.split))
 
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.output,
         given.modality,
         read_labels(given.organs, given.labels_json),
-        wishes_of(given),
+        split_requests_of(given),
         seed=given.seed,
         patients=given.patients,
         intensity=None if given.intensity is None else _rule(*given.intensity),

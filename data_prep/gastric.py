@@ -24,11 +24,11 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.building import LINKS, finish, moved, new_folder, place, print_summary, warn
-from data_prep.folder import add_split_options, check_apart, read_labels, wishes_of
+from data_prep.building import LINKS, copy_or_link, finish, new_folder, print_summary, relocated, warn
+from data_prep.folder import add_split_options, check_folders_apart, read_labels, split_requests_of
 from data_prep.gastric_files import Failure, Found, Picture, assigned, find_pairs, read_index, roster_of
 from data_prep.gastric_masks import MaskReader, parse_colours
-from data_prep.splits import Wishes
+from data_prep.splits import SplitRequests
 from data_prep.tiles import Tile, cut_tiles
 from pipeline.data import (
     COLOUR_SLIDE,
@@ -153,7 +153,7 @@ class SlideBuilder:
 
     def _write_whole(self, picture: Picture, labels: np.ndarray) -> None:
         image_path, label_path = self._paths(picture.case, picture.image.suffix)
-        place(picture.image, image_path, self._link)
+        copy_or_link(picture.image, image_path, self._link)
         write_png(label_path, labels)
         self.cases[picture.split].append(Case(picture.case, picture.patient, image_path, label_path))
 
@@ -188,7 +188,7 @@ def convert(
     colour: bool = False,
     crop_px: int | None = None,
     size: int | None = None,
-    wishes: Wishes | None = None,
+    requests: SplitRequests | None = None,
     seed: int = 0,
     patients: str | Path | None = None,
     index: str | Path | None = None,
@@ -204,18 +204,18 @@ def convert(
     test pictures stay whole and are copied, or linked by `link`; labels are rewritten as class indices. Grey tiles
     become grey; whole files keep their colours, which the reader turns to grey.
 
-    `wishes`: see `data_prep.splits.assign`; `patients`: a CSV with case and patient; `index`: an `index.csv` that says
-    both, instead. `mask_colours` and `mask_threshold`: see `MaskReader`. `building.refuse` writes nothing if one scan
-    is bad; here a bad file is left out, listed on stderr, in `failures` and in `failures.csv`. Raises `InputError`,
-    and leaves nothing, for options that cannot be met (all told at once) and where no training picture is left.
+    `requests`: see `splits.assign`; `patients`: a CSV with case and patient; `index`: an `index.csv` that says both,
+    instead. `mask_colours` and `mask_threshold`: see `MaskReader`. `building.refuse` writes nothing if one scan is
+    bad; here a bad file is left out, listed on stderr, in `failures` and in `failures.csv`. Raises `InputError`, and
+    leaves nothing, for options that cannot be met (all told at once) and where no training picture is left.
     """
     images, masks = Path(images), Path(masks)
-    check_apart(images, masks, Path(output))
+    check_folders_apart(images, masks, Path(output))
     _check_sides(crop_px, size)
     labels = parse_labels({"0": "background", **{str(value): text for value, text in classes.items()}})
     mask_reader = MaskReader(labels, mask_colours, mask_threshold)
     found = find_pairs(images, masks)
-    roster = roster_of(patients, wishes or {}) if index is None else read_index(Path(index), found)
+    roster = roster_of(patients, requests or {}) if index is None else read_index(Path(index), found)
     pictures = assigned(found, roster, seed, images)
     if crop_px is None:
         tiling = _tiles_as_they_are([picture.image for picture in pictures if picture.split == "training"])
@@ -227,12 +227,12 @@ def convert(
         for picture in tqdm(pictures, desc="reading", unit="picture", disable=None):
             builder.add(picture)
         failures = found.failures + builder.failures
-        _tell(failures, folder)
+        _report(failures, folder)
         _check_training(builder.cases, failures, images)
         dataset = finish(folder, builder.dataset(name or Path(output).resolve().name, labels))
     for warning in _gaps(dataset, builder):
         warn(warning)
-    return Outcome(moved(dataset, output), failures)
+    return Outcome(relocated(dataset, output), failures)
 
 
 def _check_sides(crop_px: int | None, size: int | None) -> None:
@@ -271,7 +271,7 @@ def _tiles_as_they_are(training: Sequence[Path]) -> Tiling:
     return Tiling(side, side, cut=False)
 
 
-def _tell(failures: Sequence[Failure], folder: Path) -> None:
+def _report(failures: Sequence[Failure], folder: Path) -> None:
     """Print one line a failure and write `failures.csv`, the header alone where there are none."""
     for failure in failures:
         print(f"problem: {failure}", file=sys.stderr)
@@ -317,7 +317,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def _places(given: argparse.Namespace) -> tuple[Path, Path, Path | None]:
+def _input_paths(given: argparse.Namespace) -> tuple[Path, Path, Path | None]:
     """Return the folders of pictures and masks, and the index if `--source` has one."""
     if given.source is None:
         if given.images is None or given.masks is None:
@@ -334,7 +334,7 @@ def _places(given: argparse.Namespace) -> tuple[Path, Path, Path | None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 1 where files were left out."""
     given = parser().parse_args(arguments)
-    images, masks, index = _places(given)
+    images, masks, index = _input_paths(given)
     outcome = convert(
         images,
         masks,
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         colour=given.color,
         crop_px=given.crop,
         size=given.size,
-        wishes=wishes_of(given),
+        requests=split_requests_of(given),
         seed=given.seed,
         patients=given.patients,
         index=index,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.building import refuse, warn
 from data_prep.folder import listed_patients, read_rows
-from data_prep.splits import Wishes, assign
+from data_prep.splits import SplitRequests, assign
 from pipeline.data import SPLITS, is_image
 from pipeline.errors import InputError
 
@@ -124,14 +124,14 @@ class Roster:
     """
 
     patients: Mapping[str, str] | None
-    wishes: Wishes
+    requests: SplitRequests
     source: str = ""
     problems: list[str] = field(default_factory=list)
 
     def patients_of(self, found: Found) -> dict[str, str]:
         """Return case to patient of all pairs; one that is not listed fails, and is taken out of `found`.
 
-        Cases that failed are listed too where a wish names them: one bad file does not make a wish unknown.
+        Cases that failed are listed too where a request names them: one bad file does not make a request unknown.
         """
         if self.patients is None:
             listed: Mapping[str, str] = {pair.case: pair.case for pair in found.pairs}
@@ -140,18 +140,18 @@ class Roster:
         pairs, found.pairs = found.pairs, [pair for pair in found.pairs if listed.get(pair.case)]
         for pair in (pair for pair in pairs if not listed.get(pair.case)):
             found.fail(pair.case, pair.image, f"has no patient in {self.source}; add a line for {pair.case} there")
-        named = {part.strip() for wish in self.wishes.values() if wish for part in wish.split(",")}
+        named = {part.strip() for request in self.requests.values() if request for part in request.split(",")}
         failed = {case: listed.get(case) or case for case in sorted(found.unusable)}
         failed = {case: patient for case, patient in failed.items() if {case, patient} & named}
         return {**{pair.case: listed[pair.case] for pair in found.pairs}, **failed}
 
 
-def roster_of(patients: str | Path | None, wishes: Wishes) -> Roster:
-    """Return what a CSV file with the columns `case` and `patient`, if any, and the wishes of the user say."""
+def roster_of(patients: str | Path | None, requests: SplitRequests) -> Roster:
+    """Return what a CSV file with the columns `case` and `patient`, if any, and the requests of the user say."""
     if patients is None:
-        return Roster(None, wishes)
+        return Roster(None, requests)
     listed, problems = listed_patients(patients)
-    return Roster(listed, wishes, str(patients), problems)
+    return Roster(listed, requests, str(patients), problems)
 
 
 def read_index(path: Path, found: Found) -> Roster:
@@ -184,11 +184,11 @@ def read_index(path: Path, found: Found) -> Roster:
 def assigned(found: Found, roster: Roster, seed: int, images: Path) -> list[Picture]:
     """Return the pairs with patient and split; those that a fraction for training leaves over are not among them.
 
-    Raises `InputError`, after listing all that was found so far, where the wishes cannot be met or nothing is there:
+    Raises `InputError`, after listing all that was found so far, where the requests cannot be met or nothing is there:
     which picture trains is not to be guessed.
     """
     patient_of = roster.patients_of(found)
-    splits, wrong = assign(patient_of, roster.wishes, seed) if found.pairs else ({}, [])
+    splits, wrong = assign(patient_of, roster.requests, seed) if found.pairs else ({}, [])
     problems = [*roster.problems, *wrong]
     if problems or not found.pairs:
         refuse([*map(str, found.failures), *problems], images)

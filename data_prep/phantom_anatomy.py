@@ -28,16 +28,16 @@ class Patient:
         self.fat_mm = random.uniform(10, 28)
         self.contrast_hu = random.normal(0, 8)
 
-    def near(self, centre: tuple[float, float, float], spread_mm: float = 4.0) -> np.ndarray:
-        """Return a place about `centre`."""
+    def random_position(self, centre: tuple[float, float, float], spread_mm: float = 4.0) -> np.ndarray:
+        """Return a position about `centre`."""
         return (np.array(centre) + self.random.normal(0, spread_mm, 3)) * self.stature
 
-    def sized(self, radii: tuple[float, float, float], spread: float = 0.08) -> np.ndarray:
+    def random_radii(self, radii: tuple[float, float, float], spread: float = 0.08) -> np.ndarray:
         """Return radii about `radii`; one factor for the organ, a smaller one for each axis."""
         factor = self.random.normal(1, spread) * self.random.normal(1, spread / 2, 3)
         return np.array(radii) * np.clip(factor, 0.7, 1.35) * self.stature
 
-    def turned(self, degrees: tuple[float, float, float], spread: float = 6.0) -> np.ndarray:
+    def random_rotation(self, degrees: tuple[float, float, float], spread: float = 6.0) -> np.ndarray:
         """Return rotations about `degrees`."""
         return np.array(degrees) + self.random.normal(0, spread, 3)
 
@@ -69,8 +69,8 @@ def draw(grid: Grid, random: np.random.Generator, softness_mm: float, gallbladde
 
 def _deform(grid: Grid, random: np.random.Generator) -> None:
     """Shift the positions by smooth noise of some mm, so that no two organs have the same outline."""
-    for cells, deviation_mm in (((4, 4, 3), 5.0), ((9, 9, 5), 2.0)):
-        noise = np.stack([smooth_noise(random, grid.shape, cells) for _ in range(3)])
+    for blobs, deviation_mm in (((4, 4, 3), 5.0), ((9, 9, 5), 2.0)):
+        noise = np.stack([smooth_noise(random, grid.shape, blobs) for _ in range(3)])
         grid.deform(np.float32(deviation_mm) * noise)
 
 
@@ -88,7 +88,7 @@ def _body(canvas: Canvas, grid: Grid, patient: Patient) -> np.ndarray:
     _ribs(canvas, grid, wall, patient)
     for side in (-1, 1):
         psoas = [(side * 26, -58, 30), (side * 36, -52, -50), (side * 44, -46, -110)]
-        canvas.paint(grid.ellipsoid(patient.near((side * 34, -78, 0), 2), (26, 17, 400)), _MUSCLE_HU)
+        canvas.paint(grid.ellipsoid(patient.random_position((side * 34, -78, 0), 2), (26, 17, 400)), _MUSCLE_HU)
         canvas.paint(grid.tube(psoas, [7, 15, 19]), _MUSCLE_HU)
     return wall + 11
 
@@ -147,8 +147,8 @@ def _kidneys(canvas: Canvas, grid: Grid, patient: Patient) -> None:
     """Paint both kidneys: beans with a bright cortex and a fatty hilum to the middle; the right one is lower."""
     hu = patient.enhanced(118)
     for name, side, height in (("right kidney", 1, -42), ("left kidney", -1, -26)):
-        centre, radii = patient.near((side * 64, -46, height)), patient.sized((28, 25, 54))
-        bean = grid.ellipsoid(centre, radii, patient.turned((10, side * 12, side * 25), 4))
+        centre, radii = patient.random_position((side * 64, -46, height)), patient.random_radii((28, 25, 54))
+        bean = grid.ellipsoid(centre, radii, patient.random_rotation((10, side * 12, side * 25), 4))
         hilum = grid.ellipsoid(centre + np.array([-side * 0.95 * radii[0], 8, 0]), (17, 11, 20))
         vein = [centre + np.array((-side * 14, 4, 0)), (side * 10, -24, height + 8)]
         canvas.paint(bean - 9, _FAT_HU)
@@ -161,7 +161,7 @@ def _stomach(canvas: Canvas, grid: Grid, patient: Patient, inside: np.ndarray) -
     """Paint the stomach: a wall about food and, in some, gas that rises to the front."""
     path = [(-62, -8, 74), (-68, 18, 48), (-52, 42, 14), (-22, 54, -8), (12, 46, -6), (26, 32, 4)]
     width = np.array([24, 31, 27, 21, 15, 10]) * patient.random.uniform(0.8, 1.2)
-    stomach = grid.tube([patient.near(place) for place in path], width, steps=30)
+    stomach = grid.tube([patient.random_position(point) for point in path], width, steps=30)
     canvas.paint(stomach, patient.enhanced(75), _VALUE["stomach"], within=inside)
     canvas.tint(stomach + 5, patient.random.uniform(10, 65), within=inside)
     if patient.random.random() < 0.6:
@@ -172,7 +172,7 @@ def _stomach(canvas: Canvas, grid: Grid, patient: Patient, inside: np.ndarray) -
 def _pancreas(canvas: Canvas, grid: Grid, patient: Patient) -> None:
     """Paint the pancreas: a lobed, winding tube from the duodenum to the spleen, the least distinct of the eight."""
     path = [(36, 4, -34), (30, 8, -18), (8, 14, -4), (-18, 4, 6), (-48, -12, 14), (-82, -22, 22)]
-    pancreas = grid.tube([patient.near(place) for place in path], [14, 15, 11, 11, 12, 9], steps=30)
+    pancreas = grid.tube([patient.random_position(point) for point in path], [14, 15, 11, 11, 12, 9], steps=30)
     lobes = smooth_noise(patient.random, grid.shape, (30, 24, 14))
     hu = patient.enhanced(90)
     canvas.paint(pancreas + 1.2 * lobes, hu + 6 * lobes, _VALUE["pancreas"])
@@ -180,8 +180,8 @@ def _pancreas(canvas: Canvas, grid: Grid, patient: Patient) -> None:
 
 def _spleen(canvas: Canvas, grid: Grid, patient: Patient, inside: np.ndarray) -> None:
     """Paint the spleen: a shell along the wall at the left back, hollowed towards the stomach."""
-    centre = patient.near((-102, -26, 34))
-    outer = grid.ellipsoid(centre, patient.sized((36, 52, 48), 0.12), patient.turned((0, 0, -18)))
+    centre = patient.random_position((-102, -26, 34))
+    outer = grid.ellipsoid(centre, patient.random_radii((36, 52, 48), 0.12), patient.random_rotation((0, 0, -18)))
     hollow = grid.ellipsoid(centre + np.array([46, 20, -4]), (34, 38, 44))
     spleen = np.maximum(outer, -hollow)
     canvas.paint(spleen - 4, _FAT_HU, within=inside)
@@ -191,9 +191,13 @@ def _spleen(canvas: Canvas, grid: Grid, patient: Patient, inside: np.ndarray) ->
 def _liver(canvas: Canvas, grid: Grid, patient: Patient, inside: np.ndarray) -> None:
     """Paint the liver: a wedge from the right wall to the left lobe, with vessels a little brighter than itself."""
     x, y, z = grid.points
-    right = grid.ellipsoid(patient.near((78, 2, 30)), patient.sized((72, 82, 76)), patient.turned((0, 12, 12), 4))
-    left = patient.near((8, 42, 48)), patient.sized((70, 38, 34), 0.12)
-    both = np.minimum(right, grid.ellipsoid(*left, patient.turned((0, -14, 8), 4)))
+    right = grid.ellipsoid(
+        patient.random_position((78, 2, 30)),
+        patient.random_radii((72, 82, 76)),
+        patient.random_rotation((0, 12, 12), 4),
+    )
+    left = patient.random_position((8, 42, 48)), patient.random_radii((70, 38, 34), 0.12)
+    both = np.minimum(right, grid.ellipsoid(*left, patient.random_rotation((0, -14, 8), 4)))
     # The lower face rises from the right back to the left front; spine and great vessels keep their room.
     lower = (-62 - z) * 0.72 + (60 - x) * 0.34 + y * 0.2
     liver = np.maximum.reduce([both, lower, -grid.ellipsoid((-2, -52, 0), (50, 44, 2000))])
@@ -213,7 +217,11 @@ def _liver_vessels(canvas: Canvas, grid: Grid, patient: Patient, hu: float, with
 
 def _gallbladder(canvas: Canvas, grid: Grid, patient: Patient) -> None:
     """Paint the gallbladder: a pear of bile below the liver, small in some."""
-    pear = grid.ellipsoid(patient.near((50, 44, -22)), patient.sized((15, 23, 23), 0.18), patient.turned((35, 0, 0)))
+    pear = grid.ellipsoid(
+        patient.random_position((50, 44, -22)),
+        patient.random_radii((15, 23, 23), 0.18),
+        patient.random_rotation((35, 0, 0)),
+    )
     canvas.paint(pear - 2, 60.0)
     canvas.paint(pear, patient.random.normal(12, 6), _VALUE["gallbladder"])
 
@@ -221,7 +229,7 @@ def _gallbladder(canvas: Canvas, grid: Grid, patient: Patient) -> None:
 def _chest(canvas: Canvas, grid: Grid, patient: Patient, cavity: np.ndarray) -> None:
     """Paint what is above the diaphragm: air in the lungs, and the heart between them."""
     x, y, z = grid.points
-    top = float(patient.near((0, 0, 92), 5)[2])
+    top = float(patient.random_position((0, 0, 92), 5)[2])
     # Two domes, the right one higher, that fall steeply towards the wall and the back.
     right = top - ((x - 62) / 62) ** 2 * 34 - ((y - 8) / 80) ** 2 * 52
     left = top - 10 - ((x + 66) / 58) ** 2 * 36 - ((y - 8) / 80) ** 2 * 52

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from data_prep.building import by_split, finish, moved, new_folder, print_summary, write_nifti
+from data_prep.building import by_split, finish, new_folder, print_summary, relocated, write_nifti
 from data_prep.phantom_anatomy import draw
 from data_prep.phantom_shapes import Grid
 from data_prep.synapse_protocol import LABELS
@@ -124,7 +124,7 @@ def make(output: str | Path, cases: int = 12, size: int = 96, slices: int = 24, 
             },
         )
         dataset = finish(folder, Dataset("phantom_ct", folder, "CT", LABELS, CT_WINDOW, **splits))
-    return moved(dataset, output)
+    return relocated(dataset, output)
 
 
 def parser() -> argparse.ArgumentParser:

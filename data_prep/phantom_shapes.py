@@ -30,7 +30,7 @@ class Grid:
         """Move all positions by `shift_mm` (3, X, Y, Z), well below the margin of 28 mm."""
         self.points += np.clip(shift_mm, -_MARGIN_MM + 4, _MARGIN_MM - 4)
 
-    def _near(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    def _bounding_box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
         """Return the part of the grid where a shape between two corners can be near."""
         return tuple(
             slice(*np.searchsorted(axis, (start - _MARGIN_MM, end + _MARGIN_MM)))
@@ -42,11 +42,11 @@ class Grid:
 
         `turn_degrees`: rotations about x, y and z, in this order.
         """
-        turned = any(turn_degrees)
-        extent = np.full(3, max(radii)) if turned else np.asarray(radii)
-        part = self._near(np.asarray(centre) - extent, np.asarray(centre) + extent)
+        is_turned = any(turn_degrees)
+        extent = np.full(3, max(radii)) if is_turned else np.asarray(radii)
+        part = self._bounding_box(np.asarray(centre) - extent, np.asarray(centre) + extent)
         away = self.points[(slice(None), *part)] - _column(centre)
-        if turned:
+        if is_turned:
             away = np.tensordot(_rotation(turn_degrees).T, away, axes=1)
         length = np.sqrt((away**2).sum(0))
         relative = np.sqrt(((away / _column(radii)) ** 2).sum(0))
@@ -63,25 +63,25 @@ class Grid:
         widths = _smooth(np.interp(fine, knots, radii))
         distance = np.full(self.shape, _FAR_MM, dtype=np.float32)
         for centre, width in zip(line, widths, strict=True):
-            part = self._near(centre - width, centre + width)
+            part = self._bounding_box(centre - width, centre + width)
             away = self.points[(slice(None), *part)] - _column(centre)
             np.minimum(distance[part], np.sqrt((away**2).sum(0)) - np.float32(width), out=distance[part])
         return distance
 
 
-def smooth_noise(random: np.random.Generator, shape: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
-    """Return noise of mean 0 and deviation 1 that varies over `cells` blobs along each axis (cubic B-splines)."""
-    noise = random.standard_normal([count + 3 for count in cells]).astype(np.float32)
-    for side, count in zip(shape, cells, strict=True):
+def smooth_noise(random: np.random.Generator, shape: tuple[int, ...], blobs: tuple[int, ...]) -> np.ndarray:
+    """Return noise of mean 0 and deviation 1 that varies over so many blobs along each axis (cubic B-splines)."""
+    noise = random.standard_normal([count + 3 for count in blobs]).astype(np.float32)
+    for side, count in zip(shape, blobs, strict=True):
         # Each product consumes the first axis and appends its fine one: after three the order is restored.
         noise = np.tensordot(noise, _spline_weights(side, count), axes=(0, 1))
     return noise * np.float32(_SPLINE_VARIANCE**-1.5)
 
 
-def _spline_weights(side: int, cells: int) -> np.ndarray:
-    """Return (side, cells + 3) weights of a uniform cubic B-spline over `cells` intervals."""
-    place = np.linspace(0, cells, side, endpoint=False)
-    distance = np.abs(place[:, None] + 1 - np.arange(cells + 3)[None])
+def _spline_weights(side: int, intervals: int) -> np.ndarray:
+    """Return (side, intervals + 3) weights of a uniform cubic B-spline over `intervals` intervals."""
+    position = np.linspace(0, intervals, side, endpoint=False)
+    distance = np.abs(position[:, None] + 1 - np.arange(intervals + 3)[None])
     inner = 2 / 3 - distance**2 + distance**3 / 2
     outer = np.clip(2 - distance, 0, None) ** 3 / 6
     return np.where(distance < 1, inner, outer).astype(np.float32)

@@ -100,7 +100,7 @@ def make(
             colour=colour,
             crop_px=crop_px,
             size=size,
-            wishes=_splits(sorted(set(patients.values()))),
+            requests=_splits(sorted(set(patients.values()))),
             patients=_listed(folder / "patients.csv", patients),
             name="phantom_slides",
         )
@@ -114,7 +114,7 @@ def _check_least(limits: Sequence[tuple[str, int, int]]) -> None:
 
 
 def _splits(patients: Sequence[str]) -> dict[str, str]:
-    """Return the wishes of splits: the last quarter is for the test, the sixth before it for validation."""
+    """Return the requests of splits: the last quarter is for the test, the sixth before it for validation."""
     test, validation = max(1, round(len(patients) / 4)), max(1, round(len(patients) / 6))
     first = len(patients) - test
     return {"validation": ",".join(patients[first - validation : first]), "test": ",".join(patients[first:])}

@@ -52,7 +52,7 @@ class Stain:
 
 @dataclass(frozen=True)
 class Nuclei:
-    """Ellipses, each an entry of all arrays (N,): place and half axes in pixels, angle in radians, haematoxylin."""
+    """Ellipses, each an entry of all arrays (N,): centre and half axes in pixels, angle in radians, haematoxylin."""
 
     row: np.ndarray
     column: np.ndarray
@@ -111,16 +111,16 @@ class Tissue:
         self._glands = np.zeros(tissue.shape, np.float32)
         self._nuclei: list[Nuclei] = []
         self._draw_stroma()
-        for gland in self._placed():
+        for gland in self._glands_without_overlap():
             self._draw_gland(gland)
         self._scatter_stroma_nuclei()
         self._draw_nuclei()
         self.labels &= tissue > 0.5
 
-    def noise(self, cell_px: float) -> np.ndarray:
-        """Return smooth noise (side, side) of deviation 1 with blobs of about `cell_px`."""
-        cells = max(1, round(self.side / cell_px))
-        return smooth_noise(self.random, (self.side, self.side, 1), (cells, cells, 1))[..., 0]
+    def noise(self, blob_px: float) -> np.ndarray:
+        """Return smooth noise (side, side) of deviation 1 with blobs of about `blob_px`."""
+        blobs = max(1, round(self.side / blob_px))
+        return smooth_noise(self.random, (self.side, self.side, 1), (blobs, blobs, 1))[..., 0]
 
     def _draw_stroma(self) -> None:
         """Lay wavy pink fibres with clefts between them; they run along the lines of equal height of a noise."""
@@ -132,7 +132,7 @@ class Tissue:
         self.eosin *= 1 - 0.8 * clefts
         self.haematoxylin = np.clip(0.045 + 0.012 * grain, 0.01, None)
 
-    def _placed(self) -> Iterator[Gland]:
+    def _glands_without_overlap(self) -> Iterator[Gland]:
         """Yield glands on two jittered hexagonal grids, one of each kind, without those that would overlap much."""
         taken = np.zeros((0, 3))
         grade, order = self.random.uniform(0.55, 0.9), self.random.uniform(0.05, 0.35)

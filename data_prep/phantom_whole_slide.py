@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One large drawn slide, as a scanner writes it: pieces of tissue on glass, in a tiled and pyramidal TIFF.
 
-A few pieces are drawn, and laid down many times, turned and mirrored, in the cells of a grid; so a slide of 20,000
+A few pieces are drawn, and laid down many times, turned and mirrored, in the squares of a grid; so a slide of 20,000
 pixels a side takes the memory of its pieces and of one tile.
 """
 
@@ -50,11 +50,11 @@ class DrawnSlide:
         for _ in range(1, LEVELS):
             self._pieces.append([_shrunk(piece) for piece in self._pieces[-1]])
         self.glass = np.rint(stain.glass).astype(np.uint8)
-        cells = side // self._piece_px
-        self._margin_px = (side - cells * self._piece_px) // 2 // coarsest * coarsest
-        self._chosen = random.integers(0, len(pieces), (cells, cells))
-        self._chosen[random.uniform(0, 1, (cells, cells)) < _EMPTY_SHARE] = -1
-        self._laid = random.integers(0, 8, (cells, cells))
+        pieces_a_side = side // self._piece_px
+        self._margin_px = (side - pieces_a_side * self._piece_px) // 2 // coarsest * coarsest
+        self._piece_numbers = random.integers(0, len(pieces), (pieces_a_side, pieces_a_side))
+        self._piece_numbers[random.uniform(0, 1, (pieces_a_side, pieces_a_side)) < _EMPTY_SHARE] = -1
+        self._orientations = random.integers(0, 8, (pieces_a_side, pieces_a_side))
 
     def level_px(self, level: int) -> int:
         """Return the side of a level in pixels."""
@@ -70,11 +70,11 @@ class DrawnSlide:
     def _region(self, level: int, top: int, left: int) -> np.ndarray:
         region = np.broadcast_to(self.glass, (_TILE_PX, _TILE_PX, 3)).copy()
         side, margin = self._piece_px // FACTOR**level, self._margin_px // FACTOR**level
-        for row, column in np.argwhere(self._chosen >= 0):
+        for row, column in np.argwhere(self._piece_numbers >= 0):
             down, right = margin + row * side - top, margin + column * side - left
             if not (-side < down < _TILE_PX and -side < right < _TILE_PX):
                 continue
-            piece = laid_down(self._pieces[level][self._chosen[row, column]], self._laid[row, column])
+            piece = oriented(self._pieces[level][self._piece_numbers[row, column]], self._orientations[row, column])
             target = region[max(0, down) : down + side, max(0, right) : right + side]
             target[:] = piece[max(0, -down) :, max(0, -right) :][: target.shape[0], : target.shape[1]]
         return region
@@ -100,10 +100,10 @@ def _shrunk(piece: np.ndarray) -> np.ndarray:
     return np.rint(means).astype(np.uint8)
 
 
-def laid_down(piece: np.ndarray, way: int) -> np.ndarray:
-    """Return a piece (S, S, 3) in one of the eight ways to lay down a square: `way` % 4 turns, mirrored from 4 on."""
-    turned = np.rot90(piece, way % 4)
-    return turned[:, ::-1] if way >= 4 else turned
+def oriented(piece: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a piece (S, S, 3) in one of eight orientations: `orientation` % 4 quarter turns, mirrored from 4 on."""
+    turned = np.rot90(piece, orientation % 4)
+    return turned[:, ::-1] if orientation >= 4 else turned
 
 
 def write_whole_slide(path: str | Path, side: int, seed: int = 0) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from pipeline.data import SPLITS
 from pipeline.errors import InputError
 
-# Without any wish of the user: a fifth is scored and a tenth chooses the model.
+# Without any request of the user: a fifth is scored and a tenth chooses the model.
 DEFAULT_FRACTIONS = {"validation": "0.1", "test": "0.2"}
 
-Wishes = Mapping[str, str | None]
+SplitRequests = Mapping[str, str | None]
 
 
 def read_split_file(path: str | Path) -> dict[str, str]:
-    """Return the wishes in a JSON file `{"training": [...], "validation": [...], "test": [...]}` (case ids)."""
+    """Return the requests in a JSON file `{"training": [...], "validation": [...], "test": [...]}` (case ids)."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -32,24 +32,26 @@ def read_split_file(path: str | Path) -> dict[str, str]:
     return {split: ",".join(cases) for split, cases in content.items()}
 
 
-def assign(patients: Mapping[str, str], wishes: Wishes, seed: int = 0) -> tuple[dict[str, set[str]], list[str]]:
-    """Return the case ids of each split, and the problems with the wishes.
+def assign(
+    patients: Mapping[str, str], requests: SplitRequests, seed: int = 0
+) -> tuple[dict[str, set[str]], list[str]]:
+    """Return the case ids of each split, and the problems with the requests.
 
-    `patients`: case id to patient. `wishes`: for each split ids separated by commas (of cases or patients), a fraction
-    of all patients, or None. Lists are served first; fractions are drawn by `seed` from the patients that are left;
-    without a wish for training, all that is left trains.
+    `patients`: case id to patient. `requests`: for each split ids separated by commas (of cases or patients), a
+    fraction of all patients, or None. Lists are served first; fractions are drawn by `seed` from the patients that are
+    left; without a request for training, all that is left trains.
     """
-    given = {split: wish for split, wish in wishes.items() if wish is not None}
+    given = {split: request for split, request in requests.items() if request is not None}
     given = given or dict(DEFAULT_FRACTIONS)
     splits: dict[str, set[str]] = {split: set() for split in SPLITS}
     problems: list[str] = []
-    for split, wish in given.items():
-        if _fraction(wish) is None:
-            chosen, unknown = named(wish, patients)
+    for split, request in given.items():
+        if _fraction(request) is None:
+            chosen, unknown = named(request, patients)
             splits[split] |= chosen
             problems += [f"--{split}: {problem}" for problem in unknown]
     problems += _in_two(splits)
-    fractions = {split: _fraction(wish) for split, wish in given.items() if _fraction(wish) is not None}
+    fractions = {split: _fraction(request) for split, request in given.items() if _fraction(request) is not None}
     problems += _draw(splits, patients, fractions, seed)
     left = sorted(set(patients) - set().union(*splits.values()))
     if "training" not in given:
@@ -59,19 +61,19 @@ def assign(patients: Mapping[str, str], wishes: Wishes, seed: int = 0) -> tuple[
     return splits, problems + _leaks(splits, patients)
 
 
-def _fraction(wish: str | None) -> float | None:
-    """Return a wish such as "0.2" as a number, and None for a list of ids (a bare "7" is an id)."""
+def _fraction(request: str | None) -> float | None:
+    """Return a request such as "0.2" as a number, and None for a list of ids (a bare "7" is an id)."""
     try:
-        return float(wish) if wish and "." in wish else None
+        return float(request) if request and "." in request else None
     except ValueError:
         return None
 
 
-def named(wish: str, patients: Mapping[str, str]) -> tuple[set[str], list[str]]:
-    """Return the cases that `wish` names, by their own id or their patient's, and a problem for each unknown name."""
+def named(request: str, patients: Mapping[str, str]) -> tuple[set[str], list[str]]:
+    """Return the cases that `request` names, by their id or their patient's, and a problem for each unknown name."""
     chosen: set[str] = set()
     problems = []
-    for name in filter(None, (part.strip() for part in wish.split(","))):
+    for name in filter(None, (part.strip() for part in request.split(","))):
         cases = {name} if name in patients else {case for case, patient in patients.items() if patient == name}
         if not cases:
             close = difflib.get_close_matches(name, [*patients, *patients.values()], n=1)
@@ -92,7 +94,7 @@ def _in_two(splits: Mapping[str, set[str]]) -> list[str]:
 def _draw(
     splits: dict[str, set[str]], patients: Mapping[str, str], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Move drawn patients into `splits`; a wish that is no fraction, or more than is left, is a problem."""
+    """Move drawn patients into `splits`; a request that is no fraction, or more than is left, is a problem."""
     wrong = [f"--{split} {value:g} is not between 0 and 1" for split, value in fractions.items() if not 0 < value < 1]
     if wrong:
         return wrong

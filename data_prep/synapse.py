@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.building import LINKS, by_split, finish, moved, new_folder, place, print_summary, refuse, warn
+from data_prep.building import LINKS, by_split, copy_or_link, finish, new_folder, print_summary, refuse, relocated, warn
 from data_prep.splits import named
 from data_prep.synapse_protocol import BTCV_LABELS, BTCV_TO_SYNAPSE, LABELS, TEST, TRAINING, VALIDATION
 from data_prep.synapse_slices import SliceCases
@@ -89,7 +89,7 @@ class RawCases:
         self.warnings += [f"{case}: {note}" for note in (*image.notes, *label.notes)]
         image_path = folder / "images" / f"{case}{scan_suffix(source)}"
         label_path = folder / "labels" / f"{case}.nii.gz"
-        place(source, image_path, link)
+        copy_or_link(source, image_path, link)
         write_label_map(label_path, to_synapse(label.array), like=image)
         return Case(case, case, image_path, label_path)
 
@@ -150,8 +150,8 @@ def convert(
         splits = by_split(written, {"training": training, "validation": validation, "test": TEST})
         dataset = Dataset(name, folder, "CT", LABELS, CT_WINDOW, **splits, spacing_known=cases.spacing_known)
         dataset = finish(folder, dataset)
-    _tell(cases, missing, dataset)
-    return moved(dataset, output)
+    _report(cases, missing, dataset)
+    return relocated(dataset, output)
 
 
 def _unfit(validation: Sequence[str]) -> list[str]:
@@ -160,7 +160,7 @@ def _unfit(validation: Sequence[str]) -> list[str]:
     return [f"--validation: {problem} (it is taken from the 18 training cases)" for problem in problems]
 
 
-def _tell(cases: Cases, missing: list[str], dataset: Dataset) -> None:
+def _report(cases: Cases, missing: list[str], dataset: Dataset) -> None:
     """Warn about all that is allowed but worth knowing."""
     for line in cases.notes:
         print(line)

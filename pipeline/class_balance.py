@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import InputError
-from pipeline.processes.whole_batch import processes
+from pipeline.processes.global_batch import world_size
 
 
 def check_balance(owner: str, balance: float) -> float:
@@ -42,7 +42,7 @@ def pixel_weights(classes: torch.Tensor, out_channels: int, balance: float) -> t
     if balance == 0:
         return torch.ones(classes.shape, device=classes.device)
     counts = torch.bincount(classes.flatten(), minlength=out_channels).float()
-    if processes() > 1:
+    if world_size() > 1:
         dist.all_reduce(counts)
     shares = counts / counts.sum()
     there = counts > 0

@@ -124,9 +124,9 @@ def arrange(runs: Sequence[Run], title: str | None = None) -> Comparison:
     """
     runs = pooled(runs)
     _check_comparable(runs)
-    runs = _told_apart(runs)
-    taught = {run.teacher_sha256 for run in runs} - {None}
-    teachers = [run for run in runs if run.model_sha256 in taught]
+    runs = _with_distinct_methods(runs)
+    teacher_hashes = {run.teacher_sha256 for run in runs} - {None}
+    teachers = [run for run in runs if run.model_sha256 in teacher_hashes]
     if len({run.network for run in teachers}) > 1:
         names = ", ".join(f"{run.network} ({run.path})" for run in teachers)
         raise InputError(f"the runs have several teachers: {names}; compare the students of one teacher at a time")
@@ -134,7 +134,7 @@ def arrange(runs: Sequence[Run], title: str | None = None) -> Comparison:
     others = {run.network for run in teachers} - students
     left_out = [run for run in runs if run not in teachers and run.is_alone and run.network in others]
     arms = _arms(teachers, [run for run in runs if run not in teachers and run not in left_out])
-    notes = (*_notes(arms, taught), *(f"{run.path.name} taught nobody and is left out." for run in left_out))
+    notes = (*_notes(arms, teacher_hashes), *(f"{run.path.name} taught nobody and is left out." for run in left_out))
     first = runs[0]
     return Comparison(
         kind=first.kind,
@@ -176,7 +176,7 @@ def _difference(what: str, mine: Any, others: Any) -> str:
     return f"{len(mine)} and {len(others)} {what}, {apart[0]} is in one of them alone"
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
+def _with_distinct_methods(runs: Sequence[Run]) -> list[Run]:
     """Return the runs, with the settings in the method's name where two of one name differ in them."""
     named: dict[tuple[str, str | None], set[str]] = {}
     for run in runs:
@@ -229,7 +229,7 @@ def _cases(run: Run) -> str:
     return f"{len(run.cases)} {unit}{'' if len(run.cases) == 1 else 's'}"
 
 
-def _notes(arms: Sequence[Arm], taught: set[str | None]) -> list[str]:
+def _notes(arms: Sequence[Arm], teacher_hashes: set[str | None]) -> list[str]:
     run = arms[0].runs[0]
     notes = [f"All figures are over the same {_cases(run)} of {run.dataset}."]
     few = [f"{arm.label} {len(arm.runs)}" for arm in arms if arm.role != TEACHER and len(arm.runs) < FEW_SEEDS]
@@ -240,8 +240,8 @@ def _notes(arms: Sequence[Arm], taught: set[str | None]) -> list[str]:
     notes += [*_fold_notes(run), *_seed_notes(arms), *_control_notes(arms)]
     notes += [note for setting in _MUST_AGREE if (note := _setting_note(arms, setting))]
     known = {run.model_sha256 for arm in arms for run in arm.runs}
-    if taught - known:
-        missing = ", ".join(sorted(str(sha256)[:12] for sha256 in taught - known))
+    if teacher_hashes - known:
+        missing = ", ".join(sorted(str(sha256)[:12] for sha256 in teacher_hashes - known))
         notes.append(f"A teacher (model {missing}) is not among the runs; its students have no share of a gap.")
     return notes
 

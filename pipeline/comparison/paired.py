@@ -56,7 +56,7 @@ class Difference:
     """One arm minus another: the difference, its bootstrap interval over patients, and the test over patients.
 
     `low` and `high` are NaN for fewer than two patients, `p` (two-sided, not corrected) where the test has too little
-    to go by; `pairs` is how many patients have a difference, `telling` how many of them one that is not 0.
+    to go by; `pairs` is how many patients have a difference, `nonzero_pairs` how many of them one that is not 0.
     """
 
     value: float
@@ -64,7 +64,7 @@ class Difference:
     high: float
     p: float
     pairs: int
-    telling: int
+    nonzero_pairs: int
 
     @property
     def includes_zero(self) -> bool | None:
@@ -97,7 +97,7 @@ class PairedDraws:
             high=high,
             p=wilcoxon_p(paired),
             pairs=len(paired),
-            telling=int(np.count_nonzero(np.round(paired, 9))),
+            nonzero_pairs=int(np.count_nonzero(np.round(paired, 9))),
         )
 
     def _interval(self, metric: Metric, arm: Arm, reference: Arm) -> tuple[float, float]:

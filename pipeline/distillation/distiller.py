@@ -88,7 +88,9 @@ class Distiller(nn.Module):
         with torch.autocast(images.device.type, enabled=False):  # squares and exponentials overflow half precision
             for method in self._running().values():
                 views = (student, teacher, labels)
-                terms.update(method.named_terms(*(map(of_all_processes, views) if method.needs_whole_batch else views)))
+                if method.needs_global_batch:
+                    views = map(of_all_processes, views)
+                terms.update(method.named_terms(*views))
         self._views = (student.detach(), teacher)
         return terms
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.processes.whole_batch import gather_batch
+from pipeline.processes.global_batch import gather_batch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -99,11 +99,11 @@ class DistillationMethod(nn.Module):
     trained by its optimizer; parts that it must not touch (a discriminator) are updated in `after_step`.
 
     Several processes each call it on their share of the batch and average what comes of it. That is one process's step
-    where terms are means over images. A method that relates images or sums over them says `needs_whole_batch = True`:
+    where terms are means over images. A method that relates images or sums over them says `needs_global_batch = True`:
     each process then calls it on the batch of all.
     """
 
-    needs_whole_batch: bool = False
+    needs_global_batch: bool = False
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()

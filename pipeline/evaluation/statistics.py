@@ -71,8 +71,8 @@ def wilcoxon_p(differences: ArrayLike) -> float:
     """
     # Tables hold six decimals; equal differences must stay equal in spite of binary fractions.
     rounded = np.round(np.asarray(differences, dtype=np.float64), 9)
-    telling = rounded[~np.isnan(rounded) & (rounded != 0)]
-    return float(stats.wilcoxon(telling).pvalue) if len(telling) >= FEWEST_FOR_WILCOXON else np.nan
+    nonzero = rounded[~np.isnan(rounded) & (rounded != 0)]
+    return float(stats.wilcoxon(nonzero).pvalue) if len(nonzero) >= FEWEST_FOR_WILCOXON else np.nan
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

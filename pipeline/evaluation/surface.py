@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from pipeline.errors import InputError
 
 # A tree for one batch of queries. Splitting at the middle of the box, not at the median, also keeps far queries fast
-# (two organs that do not touch: three times), since lattice points fill cells evenly.
+# (two organs that do not touch: three times), since lattice points are evenly spread.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 
 
@@ -177,12 +177,12 @@ def _distances_in_box(prediction: np.ndarray, label: np.ndarray, spacing: np.nda
     """Measure two masks whose frame may be cut: what a crop to their union leaves out is outside of both."""
     surface_prediction, surface_label = surface_voxels(prediction), surface_voxels(label)
     return SurfaceDistances(
-        prediction_to_label_mm=_directed(surface_prediction, surface_label, spacing),
-        label_to_prediction_mm=_directed(surface_label, surface_prediction, spacing),
+        prediction_to_label_mm=_nearest_distances(surface_prediction, surface_label, spacing),
+        label_to_prediction_mm=_nearest_distances(surface_label, surface_prediction, spacing),
     )
 
 
-def _directed(surface: np.ndarray, target: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def _nearest_distances(surface: np.ndarray, target: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Return the distance of each voxel of `surface` to the nearest of `target`: (n,) mm, inf if `target` is empty."""
     distances = np.zeros(np.count_nonzero(surface))
     if not target.any():

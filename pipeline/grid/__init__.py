@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole comparison as one command: networks, methods and seeds as a grid of runs that goes on where it stopped."""
 
-from pipeline.grid.cells import Cell, Step, build_cells
 from pipeline.grid.grid import Grid, run_grid
-from pipeline.grid.workers import Outcome, run_cells
+from pipeline.grid.planned_runs import PlannedRun, Step, plan_runs
+from pipeline.grid.workers import Outcome, execute_runs
 
-__all__ = ["Cell", "Grid", "Outcome", "Step", "build_cells", "run_cells", "run_grid"]
+__all__ = ["Grid", "Outcome", "PlannedRun", "Step", "execute_runs", "plan_runs", "run_grid"]

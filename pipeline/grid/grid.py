@@ -17,8 +17,8 @@ from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete, write_json
 from pipeline.files.spreadsheets import with_apostrophe
 from pipeline.grid.arms import check_names, read_students
-from pipeline.grid.cells import Cell, Recipes, Step, build_cells
-from pipeline.grid.workers import Outcome, run_cells
+from pipeline.grid.planned_runs import PlannedRun, Recipes, Step, plan_runs
+from pipeline.grid.workers import Outcome, execute_runs
 
 logger = logging.getLogger(__name__)
 GRID_FILE, FAILURES_FILE = "benchmark.json", "failures.csv"
@@ -59,13 +59,13 @@ class Grid:
     paraphraser: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
-    def cells(self) -> list[Cell]:
+    def planned_runs(self) -> list[PlannedRun]:
         """Return all runs; `InputError` for lists that are empty or name a thing twice, and names unfit for folders."""
         students = read_students(self.students, self.methods, self.seeds)
         if self.folds:
             check_names("folds", list(self.folds))
         recipes = Recipes(self.training, self.teacher, self.student, self.paraphraser, self.evaluation)
-        return build_cells(self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes)
+        return plan_runs(self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes)
 
 
 def run_grid(
@@ -91,16 +91,16 @@ def run_grid(
         InputError: an option that no config has, a fold of patients who are not there, or a folder with a grid of other
             settings.
     """
-    cells = grid.cells()
-    _check_options(Path(grid.configs), cells)
+    runs = grid.planned_runs()
+    _check_options(Path(grid.configs), runs)
     for patients in (grid.folds or {}).values():
         load_dataset(grid.dataset_dir, patients=patients)  # or a patient misspelt would show hours later
     _check_same_grid(grid)
-    outcome = run_cells(cells, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)
+    outcome = execute_runs(runs, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)
     _write_failures(Path(grid.run_dir), outcome)
-    if len(done := _comparable(cells, outcome)) > 1:
+    if len(done := _comparable(runs, outcome)) > 1:
         compare(done)
-    logger.info("%d of %d runs are done, %d failed", len(outcome.done), len(cells), len(outcome.failed))
+    logger.info("%d of %d runs are done, %d failed", len(outcome.done), len(runs), len(outcome.failed))
     if outcome.failed:
         raise SystemExit(SOME_FAILED)
     if outcome.left:
@@ -108,18 +108,18 @@ def run_grid(
         raise SystemExit(NOT_FINISHED)
 
 
-def _comparable(cells: Sequence[Cell], outcome: Outcome) -> list[Path]:
+def _comparable(runs: Sequence[PlannedRun], outcome: Outcome) -> list[Path]:
     """Return the folders of runs that are done, in all folds: one that lacks a fold was tested on fewer cases."""
-    compared = [cell for cell in cells if cell.in_comparison]
-    unfinished = {cell.arm for cell in compared if cell.name not in outcome.done}
-    return [cell.folder for cell in compared if cell.arm not in unfinished]
+    compared = [run for run in runs if run.in_comparison]
+    unfinished = {run.arm for run in compared if run.name not in outcome.done}
+    return [run.folder for run in compared if run.arm not in unfinished]
 
 
-def _check_options(configs: Path, cells: Sequence[Cell]) -> None:
+def _check_options(configs: Path, runs: Sequence[PlannedRun]) -> None:
     """Check the options of all runs before the first begins, as each run's command would; runs that are alike, once."""
     differing = {"run_dir", "checkpoint", "teacher", "paraphraser", "patients", "arm", "seed", "student", "network"}
     kinds: dict[tuple[str, str], Step] = {}
-    for step in (step for cell in cells for step in cell.steps):
+    for step in (step for run in runs for step in run.steps):
         alike = {name: value for name, value in step.options.items() if name not in differing}
         kinds.setdefault((step.config, repr(alike)), step)
     for step in kinds.values():

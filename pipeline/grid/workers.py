@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch
 
 from pipeline.errors import InputError, find_input_error
-from pipeline.grid.cells import Cell
+from pipeline.grid.planned_runs import PlannedRun
 
 logger = logging.getLogger(__name__)
 LOG_FILE = "log.txt"
@@ -43,7 +43,7 @@ class Outcome:
 
 
 class _Worker:
-    """A process that runs cells one after another, and the end of a pipe to it."""
+    """A process that executes runs one after another, and the end of a pipe to it."""
 
     def __init__(self, configs: Path, threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a forked process
@@ -51,13 +51,13 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs, configs, threads), daemon=True)
         self.process.start()
         theirs.close()
-        self.cell: Cell | None = None
+        self.run: PlannedRun | None = None
         self.started = 0.0
 
-    def take(self, cell: Cell) -> None:
+    def take(self, run: PlannedRun) -> None:
         """Start a run."""
-        self.cell, self.started = cell, time.monotonic()
-        self.pipe.send(cell)
+        self.run, self.started = run, time.monotonic()
+        self.pipe.send(run)
 
     def result(self) -> str | None:
         """Return None for a run that is done, else why it is not."""
@@ -76,20 +76,20 @@ class _Worker:
             self.process.join()
 
 
-def run_cells(
-    cells: Sequence[Cell], configs: Path, jobs: int = 1, seconds: float | None = None, threads: int | None = None
+def execute_runs(
+    runs: Sequence[PlannedRun], configs: Path, jobs: int = 1, seconds: float | None = None, threads: int | None = None
 ) -> Outcome:
-    """Run what is not done yet, each cell after those that it needs.
+    """Execute what is not done yet, each run after those that it needs.
 
     Args:
-        cells: of the grid.
+        runs: all of the grid.
         configs: folder of the bundle's configs.
         jobs: processes at once.
-        seconds: after so long, running cells are told to save and end (SIGTERM); None waits for all.
+        seconds: after so long, those that have begun are told to save and end (SIGTERM); None waits for all.
         threads: of torch in each process; by default those of this process divided by the jobs.
     """
-    outcome = Outcome(done=[cell.name for cell in cells if cell.is_done])
-    waiting = [cell for cell in cells if not cell.is_done]
+    outcome = Outcome(done=[run.name for run in runs if run.is_done])
+    waiting = [run for run in runs if not run.is_done]
     deadline = None if seconds is None else time.monotonic() + seconds
     threads = threads or max(1, torch.get_num_threads() // jobs)
     workers: list[_Worker] = []
@@ -97,11 +97,11 @@ def run_cells(
     try:
         while True:
             _give_work(waiting, outcome, workers, lambda: _Worker(configs, threads), jobs)
-            busy = [worker for worker in workers if worker.cell is not None]
-            if not busy or not _collect(busy, workers, outcome, len(cells), deadline):
+            busy = [worker for worker in workers if worker.run is not None]
+            if not busy or not _collect(busy, workers, outcome, len(runs), deadline):
                 break
     finally:
-        outcome.left = [*(worker.cell.name for worker in workers if worker.cell), *(cell.name for cell in waiting)]
+        outcome.left = [*(worker.run.name for worker in workers if worker.run), *(run.name for run in waiting)]
         for worker in workers:
             worker.process.terminate()  # all at once: each takes a while to write its state
         for worker in workers:
@@ -116,25 +116,25 @@ def _leave(signal_number: int, frame: object) -> NoReturn:
 
 
 def _give_work(
-    waiting: list[Cell], outcome: Outcome, workers: list[_Worker], start: Callable[[], _Worker], jobs: int
+    waiting: list[PlannedRun], outcome: Outcome, workers: list[_Worker], start: Callable[[], _Worker], jobs: int
 ) -> None:
     """Give runs that can begin to idle workers; what needs a failed run fails with it."""
-    for cell in list(waiting):
-        broken = [name for name in cell.needs if name in outcome.failed]
+    for run in list(waiting):
+        broken = [name for name in run.needs if name in outcome.failed]
         if broken:
-            outcome.failed[cell.name] = f"{broken[0]}, which it needs, failed"
-            waiting.remove(cell)
+            outcome.failed[run.name] = f"{broken[0]}, which it needs, failed"
+            waiting.remove(run)
             continue
-        if not set(cell.needs) <= set(outcome.done):
+        if not set(run.needs) <= set(outcome.done):
             continue
-        idle = next((worker for worker in workers if worker.cell is None), None)
+        idle = next((worker for worker in workers if worker.run is None), None)
         if idle is None and len(workers) < jobs:
             workers.append(idle := start())
         if idle is None:
             continue
-        waiting.remove(cell)
-        logger.info("%s begins", cell.name)
-        idle.take(cell)
+        waiting.remove(run)
+        logger.info("%s begins", run.name)
+        idle.take(run)
 
 
 def _collect(
@@ -146,31 +146,31 @@ def _collect(
     for worker in busy:
         if worker.pipe not in ready:
             continue
-        cell, reason = worker.cell, worker.result()
-        worker.cell = None
+        run, reason = worker.run, worker.result()
+        worker.run = None
         if not worker.process.is_alive():
             workers.remove(worker)
         if reason is None:
-            outcome.done.append(cell.name)
+            outcome.done.append(run.name)
             took = time.monotonic() - worker.started
-            logger.info("%s is done after %.0f s (%d of %d)", cell.name, took, len(outcome.done), total)
+            logger.info("%s is done after %.0f s (%d of %d)", run.name, took, len(outcome.done), total)
         else:
-            outcome.failed[cell.name] = reason
-            logger.error("%s failed: %s", cell.name, reason)
+            outcome.failed[run.name] = reason
+            logger.error("%s failed: %s", run.name, reason)
     return bool(ready)
 
 
 def _work(pipe: connection.Connection, configs: Path, threads: int) -> None:
-    """Run the cells that come through the pipe; the main function of a worker process."""
+    """Execute the runs that come through the pipe; the main function of a worker process."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            cell = pipe.recv()
+            run = pipe.recv()
         except EOFError:
             return
-        pipe.send(_run(cell, configs))
+        pipe.send(_execute(run, configs))
 
 
 def _end_with_parent() -> None:
@@ -179,16 +179,16 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run(cell: Cell, configs: Path) -> str | None:
-    """Run the steps of a cell, with all that they print in its log; return why it failed, or None."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    with open(cell.folder / LOG_FILE, "a", encoding="utf-8", buffering=1) as log:
+def _execute(run: PlannedRun, configs: Path) -> str | None:
+    """Execute the steps of a run, with all that they print in its log; return why it failed, or None."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / LOG_FILE, "a", encoding="utf-8", buffering=1) as log:
         _send_output_to(log)
         try:
-            for step in cell.steps:
+            for step in run.steps:
                 run_config(step.config_files(configs), step.final_options())
-            if not cell.is_done:
-                raise InputError(f"{cell.proof} was not written")
+            if not run.is_done:
+                raise InputError(f"{run.proof} was not written")
         except Exception as error:  # one run that fails must not end the others
             traceback.print_exc(file=log)
             return str(find_input_error(error) or f"{type(error).__name__}: {error}")

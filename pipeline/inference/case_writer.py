@@ -20,8 +20,8 @@ from pipeline.inference.manifest import (
     FAILED,
     MANIFEST_FILE,
     ManifestRow,
-    describe_work,
-    kept_row,
+    completion_record,
+    row_of_earlier_run,
     write_rows,
 )
 from pipeline.processes import distributed
@@ -73,7 +73,7 @@ class CaseWriter(ABC):
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_batch)
         engine.add_event_handler(Events.COMPLETED, self.finish)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._break_off)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._write_tables_of_broken_run)
 
     def start(self, engine: Engine) -> None:
         """Find out before the long run whether its outputs can be written, and refuse to overwrite a source."""
@@ -92,13 +92,13 @@ class CaseWriter(ABC):
                 pass
         except OSError as error:
             raise InputError(f"cannot write into {self.output_dir}: {error.strerror}; choose another folder") from error
-        self._leave_out_what_is_done()
+        self._skip_finished_cases()
 
-    def _leave_out_what_is_done(self) -> None:
+    def _skip_finished_cases(self) -> None:
         """Find the cases of an earlier run; rank 0 decides for all, who would each see the folder at another time."""
         kept: dict[str, ManifestRow] = {}
         if distributed.is_main() and not self.overwrite:
-            found = (self._kept(source) for source in self.dataset.sources)
+            found = (self._row_of_earlier_run(source) for source in self.dataset.sources)
             kept = {row.case: row for row in found if row is not None}
         kept = distributed.gathered(kept)[0]
         self.rows.update(kept)
@@ -109,13 +109,13 @@ class CaseWriter(ABC):
                 *(len(kept), len(self.dataset.sources), self.dataset.noun),
             )
 
-    def _kept(self, source: Source) -> ManifestRow | None:
+    def _row_of_earlier_run(self, source: Source) -> ManifestRow | None:
         outputs = [self._path(source.case, suffix) for suffix in self.suffixes]
-        return kept_row(source.case, source.path, outputs, self.checkpoint_sha256, self.settings)
+        return row_of_earlier_run(source.case, source.path, outputs, self.checkpoint_sha256, self.settings)
 
-    def _work(self, case: str, label_map: Path, damaged: bool = False) -> dict[str, Any]:
+    def _completion_record(self, case: str, label_map: Path, damaged: bool = False) -> dict[str, Any]:
         """Return the part of a description by which a later run keeps the case; `label_map` is complete."""
-        return describe_work(self._sources[case].path, label_map, self.checkpoint_sha256, self.settings, damaged)
+        return completion_record(self._sources[case].path, label_map, self.checkpoint_sha256, self.settings, damaged)
 
     def _add(self, path: Path, description: Mapping[str, Any]) -> None:
         """Take up a case that has been written."""
@@ -138,7 +138,7 @@ class CaseWriter(ABC):
         self.written[:] = [path for _, written, _ in parts for path in written]
         for _, _, rows in parts:
             self.rows.update(rows)
-        order = {source.case: place for place, source in enumerate(self.dataset.sources)}
+        order = {source.case: number for number, source in enumerate(self.dataset.sources)}
         failures = (failure for failures, _, _ in parts for failure in failures)
         self.dataset.failures[:] = sorted(failures, key=lambda failure: order[failure.case])
         if distributed.is_main():
@@ -158,9 +158,9 @@ class CaseWriter(ABC):
             table.append(row if failure is None else replace(row, notes=failure.error))
         write_rows(self.output_dir / MANIFEST_FILE, ManifestRow, table)
 
-    def _break_off(self, _engine: Engine, error: BaseException) -> None:
+    def _write_tables_of_broken_run(self, _engine: Engine, error: BaseException) -> None:
         """Keep what is known so far; other ranks may be gone, so nothing is gathered. The error goes on."""
-        if (self.dataset.failures or self.rows) and distributed.ranks() == 1:
+        if (self.dataset.failures or self.rows) and distributed.world_size() == 1:
             self._write_tables()
         raise error
 

@@ -41,18 +41,18 @@ class Failure:
     error: str
 
 
-def find_sources(inputs: Inputs, noun: str, behind: Callable[[Path], list[Source]]) -> list[Source]:
-    """Return the sources behind `inputs`, a path or a list of paths and sources; these keep the names they have.
+def find_sources(inputs: Inputs, noun: str, sources_in: Callable[[Path], list[Source]]) -> list[Source]:
+    """Return the sources of `inputs`, a path or a list of paths and sources; these keep the names they have.
 
-    `behind` gives the sources of one path that exists, `noun` is what messages call them. Raises `InputError` for paths
-    that are missing (all of them in one message), and for two sources of one case name.
+    `sources_in` gives the sources of one path that exists, `noun` is what messages call them. Raises `InputError` for
+    paths that are missing (all of them in one message), and for two sources of one case name.
     """
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     paths = [item.path if isinstance(item, Source) else Path(item) for item in given]
     missing = [str(path) for path in paths if not path.exists()]
     if missing or not paths:
         raise InputError(f"no such file or folder: {', '.join(missing) or 'nothing given'}; check the path")
-    sources = [source for item in given for source in ([item] if isinstance(item, Source) else behind(Path(item)))]
+    sources = [source for item in given for source in ([item] if isinstance(item, Source) else sources_in(Path(item)))]
     twice = [case for case, count in Counter(source.case for source in sources).items() if count > 1]
     if twice:
         files = ", ".join(str(source.path) for source in sources if source.case == twice[0])
@@ -89,7 +89,7 @@ class SourceDataset(IterableDataset):
         self.failures.clear()
         # A generator would hold each image while it waits; map and filter keep none.
         wanted = [source for source in self.sources if source.case not in self.left_out]
-        return filter(None, map(self._read, wanted[distributed.rank() :: distributed.ranks()]))
+        return filter(None, map(self._read, wanted[distributed.rank() :: distributed.world_size()]))
 
     def _read(self, source: Source) -> dict[str, Any] | None:
         """Return the item of a source, None where it cannot be read and there are others."""

@@ -55,21 +55,21 @@ def amp_dtype_of(given: str | torch.dtype | None) -> torch.dtype | None:
     return AMP_DTYPES[given]
 
 
-def device_of(network: Network, otherwise: torch.device) -> torch.device:
-    """Return where the network's weights are; functions and networks without weights run `otherwise`."""
+def device_of(network: Network, default: torch.device) -> torch.device:
+    """Return where the network's weights are; functions and networks without weights run on `default`."""
     parameters = network.parameters() if isinstance(network, torch.nn.Module) else iter(())
     first = next(parameters, None)
-    return otherwise if first is None else first.device
+    return default if first is None else first.device
 
 
-def check_finite(logits: Tensor, place: Callable[[int], str]) -> None:
+def check_finite(logits: Tensor, location_of: Callable[[int], str]) -> None:
     """Raise `InputError` for NaN or infinite logits: their argmax is a class all the same, and looks like a result.
 
-    `place` tells in words where image number i of the batch lies.
+    `location_of` tells in words where image number i of the batch lies.
     """
     finite = torch.isfinite(logits).flatten(1).all(dim=1)
     if not finite.all():
-        where = place(int((~finite).nonzero()[0, 0]))
+        where = location_of(int((~finite).nonzero()[0, 0]))
         raise InputError(
             f"the network's logits are NaN or infinite in {where};"
             " the checkpoint is damaged, or amp_dtype too narrow for it"

@@ -47,7 +47,7 @@ def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
 
 
 def input_state(path: Path) -> dict[str, Any]:
-    """Return what tells a changed input from an unchanged one: place, size and time of change, of a folder all files'.
+    """Return what tells a changed input from an unchanged one: path, size and time of change, of a folder all files'.
 
     As in `make` and `rsync`: hashes of slides of many GB would take longer to compare than some take to segment.
     """
@@ -61,7 +61,7 @@ def input_state(path: Path) -> dict[str, Any]:
     }
 
 
-def describe_work(
+def completion_record(
     source: Path, label_map: Path, checkpoint_sha256: str, settings: Mapping[str, Any], damaged: bool = False
 ) -> dict[str, Any]:
     """Return the part of a case's description by which a later run knows that the case is done.
@@ -82,7 +82,7 @@ def describe_work(
     }
 
 
-def kept_row(
+def row_of_earlier_run(
     case: str, source: Path, outputs: Sequence[Path], checkpoint_sha256: str, settings: Mapping[str, Any]
 ) -> ManifestRow | None:
     """Return the row of a case that an earlier run has done with the same input, model and settings, else None.
@@ -99,7 +99,7 @@ def kept_row(
         return None
     try:
         told = json.loads(description.read_text(encoding="utf-8"))
-        expected = describe_work(source, label_map, checkpoint_sha256, settings)
+        expected = completion_record(source, label_map, checkpoint_sha256, settings)
     except (ValueError, OSError, InputError):  # not ours, or it vanished meanwhile: the case is done again
         return None
     if not isinstance(told, dict) or any(told.get(key) != value for key, value in expected.items()):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes: torch.distributed, lost ranks, terms of the whole batch."""
+"""Several processes: torch.distributed, lost ranks, terms of the global batch."""

@@ -17,24 +17,19 @@ from torch import nn
 
 from pipeline.errors import InputError
 from pipeline.processes import lost_ranks
-from pipeline.processes.whole_batch import synchronise_batch_norm
+from pipeline.processes.global_batch import synchronise_batch_norm, world_size
 
 TIMEOUT_VARIABLE = "GRAPHFLOW_TIMEOUT_MINUTES"
 _DEFAULT_TIMEOUT_MINUTES = 30.0
 _POLL_S = 0.2
 # What torchrun's processes tell each other beside the group; None where somebody else has made the group.
-_board: dist.Store | None = None
+_store: dist.Store | None = None
 _waits = 0
 
 
 def rank() -> int:
     """Return the number of this process among all of the run, 0 outside torch.distributed."""
     return dist.get_rank() if _running() else 0
-
-
-def ranks() -> int:
-    """Return how many processes the run has, 1 outside torch.distributed."""
-    return dist.get_world_size() if _running() else 1
 
 
 def is_main() -> bool:
@@ -55,22 +50,22 @@ def start() -> None:
     Raises:
         InputError: that variable is no positive number.
     """
-    global _board
+    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _running():
         return
     timeout = _timeout()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
-    _board, own_rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    _store, own_rank, processes = next(dist.rendezvous("env://", timeout=timeout))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", _board),
+        store=dist.PrefixStore("group", _store),
         rank=own_rank,
-        world_size=world_size,
+        world_size=processes,
         timeout=timeout,
     )
     atexit.register(stop)
-    lost_ranks.watch(_board, own_rank, world_size)
+    lost_ranks.report_lost_ranks(_store, own_rank, processes)
     if not is_main():  # one voice is enough
         logging.getLogger().setLevel(logging.WARNING)
 
@@ -104,19 +99,22 @@ def local_device() -> torch.device:
 
 def share_of(batch_size: int) -> int:
     """Return how many items of a batch this process takes; `InputError` unless all processes get as many."""
-    if batch_size % ranks():
-        raise InputError(f"--batch_size {batch_size} cannot be shared by {ranks()} processes; give a multiple of them")
-    return batch_size // ranks()
+    processes = world_size()
+    if batch_size % processes:
+        raise InputError(
+            f"--batch_size {batch_size} cannot be shared by {processes} processes; give a multiple of them"
+        )
+    return batch_size // processes
 
 
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """Return `network` on `device`, its gradients averaged over all processes; the network itself for one process.
 
-    Batch normalisation sees the whole batch: torch's `SyncBatchNorm` on GPUs, ours on CPUs. So nothing is left to
+    Batch normalisation sees the global batch: torch's `SyncBatchNorm` on GPUs, ours on CPUs. So nothing is left to
     broadcast before each forward pass, which would also wait for the others where processes validate unequal scans.
     """
     network = network.to(device)
-    if ranks() == 1:
+    if world_size() == 1:
         return network
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -124,13 +122,13 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(synchronise_batch_norm(network), forward_sync_buffers=False)
 
 
-def begin_alike(modules: nn.Module) -> None:
+def synchronise_modules(modules: nn.Module) -> None:
     """Give modules that no wrapper looks after the parameters and buffers of rank 0; collective.
 
     Their batch normalisation sees the batch of all processes from here on. What trains them must call
     `average_gradients` before each step.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return
     synchronise_batch_norm(modules)
     for tensor in (*modules.parameters(), *modules.buffers()):
@@ -139,9 +137,10 @@ def begin_alike(modules: nn.Module) -> None:
 
 def check_coordinated(network: nn.Module) -> None:
     """Raise `InputError` where several processes would train a network each, unknown to one another."""
-    if ranks() > 1 and not isinstance(network, nn.parallel.DistributedDataParallel):
+    processes = world_size()
+    if processes > 1 and not isinstance(network, nn.parallel.DistributedDataParallel):
         raise InputError(
-            f"{ranks()} processes would train {ranks()} networks: add the bundle's multi_gpu.yaml to --config_file"
+            f"{processes} processes would train {processes} networks: add the bundle's multi_gpu.yaml to --config_file"
         )
 
 
@@ -151,38 +150,38 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     A gradient that some processes lack counts as zero there; one that all lack stays missing.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if ranks() == 1 or not trained:
+    if world_size() == 1 or not trained:
         return
     there = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.float32)
     own = [torch.zeros_like(item) if item.grad is None else item.grad for item in trained]
     message = torch.cat([there.to(own[0].device), *(gradient.flatten().float() for gradient in own)])
     dist.all_reduce(message)  # one message, so that no process waits for a gradient that another has not got
-    means = (message / ranks()).split([len(trained), *(item.numel() for item in trained)])
+    means = (message / world_size()).split([len(trained), *(item.numel() for item in trained)])
     for item, known, mean in zip(trained, means[0].tolist(), means[1:], strict=True):
         item.grad = mean.view_as(item).to(item.dtype) if known else None
 
 
 def averaged(terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the mean over all processes of each tensor, all of one shape, without its graph; collective."""
-    if ranks() == 1 or not terms:
+    if world_size() == 1 or not terms:
         return {name: term.detach() for name, term in terms.items()}
     values = torch.stack([term.detach().float() for term in terms.values()])
     dist.all_reduce(values)
-    return dict(zip(terms, values / ranks(), strict=True))
+    return dict(zip(terms, values / world_size(), strict=True))
 
 
 def gathered(mine: Any) -> list[Any]:
     """Return what every process holds (primitives and tensors on the CPU), in the order of ranks; collective."""
-    if ranks() == 1:
+    if world_size() == 1:
         return [mine]
-    parts: list[Any] = [None] * ranks()
+    parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, mine)
     return parts
 
 
 def largest(mine: int) -> int:
     """Return the largest of the numbers that the processes hold; collective, and no GPU waits for it."""
-    if ranks() == 1:
+    if world_size() == 1:
         return mine
     number = torch.tensor(mine)
     dist.all_reduce(number, op=dist.ReduceOp.MAX)
@@ -195,13 +194,13 @@ def wait_for_all() -> None:
     Collectives give up after a while, and rightly so in training.
     """
     global _waits
-    if ranks() == 1:
+    if world_size() == 1:
         return
-    if _board is None:
+    if _store is None:
         dist.barrier()
         return
     _waits += 1
     name = f"waiting/{_waits}"
-    _board.add(name, 1)
-    while _board.add(name, 0) < ranks():
+    _store.add(name, 1)
+    while _store.add(name, 0) < world_size():
         time.sleep(_POLL_S)

@@ -18,30 +18,38 @@ import torch.distributed as dist
 
 from pipeline.errors import InputError, find_disk_error, find_input_error
 
-LOST = 1  # exit code of a process that ends because another did
+EXIT_LOST_RANK = 1  # exit code of a process that ends because another did
 _SEARCH_S = 5.0
 # What gloo and NCCL say of a peer that is gone or silent; both raise plain RuntimeErrors for some of it.
-_SIGNS = ("closed by peer", "reset by peer", "timed out", "timeout", "remote process", "broken pipe", "socket closed")
+_CONNECTION_ERRORS = (
+    "closed by peer",
+    "reset by peer",
+    "timed out",
+    "timeout",
+    "remote process",
+    "broken pipe",
+    "socket closed",
+)
 
 
-def watch(board: dist.Store, rank: int, ranks: int) -> None:
-    """Note on `board` where this process is, and from now on why it ends; say in one line which other process is lost.
+def report_lost_ranks(store: dist.Store, rank: int, world_size: int) -> None:
+    """Note on `store` where this process is, and from now on why it ends; say in one line which other process is lost.
 
     An uncaught error that comes of a lost connection is reported as such and ends with exit code 1; any other goes to
     the hook that was there before.
     """
-    board.set(f"place/{rank}", f"{platform.node()} {_process_space()} {os.getpid()}")
+    store.set(f"address/{rank}", f"{platform.node()} {_process_space()} {os.getpid()}")
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Note the end of this process, and report another's."""
-        sign = find_connection_error(error)
-        if sign is None:
-            _note_end(board, rank, error)
+        connection_error = find_connection_error(error)
+        if connection_error is None:
+            _note_end(store, rank, error)
             previous(kind, error, trace)
             return
-        print(f"error: {describe_loss(board, rank, ranks, sign)}", file=sys.stderr, flush=True)
-        raise SystemExit(LOST)
+        print(f"error: {describe_lost_ranks(store, rank, world_size, connection_error)}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_LOST_RANK)
 
     sys.excepthook = hook
 
@@ -53,7 +61,7 @@ def find_connection_error(error: BaseException | None) -> BaseException | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, dist.DistError) or (
-            type(error) is RuntimeError and any(sign in str(error).lower() for sign in _SIGNS)
+            type(error) is RuntimeError and any(words in str(error).lower() for words in _CONNECTION_ERRORS)
         ):
             return error
         seen.add(id(error))
@@ -61,55 +69,55 @@ def find_connection_error(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def describe_loss(board: dist.Store, rank: int, ranks: int, sign: BaseException) -> str:
+def describe_lost_ranks(store: dist.Store, rank: int, world_size: int, connection_error: BaseException) -> str:
     """Return one line about the processes that have ended, or else do not answer: where, and why if they could say so.
 
     Args:
-        board: the processes' notes.
+        store: the processes' notes.
         rank: this process.
-        ranks: number of processes.
-        sign: the error by which this process lost the others.
+        world_size: number of processes.
+        connection_error: the error by which this process lost the others.
     """
-    others = [other for other in range(ranks) if other != rank]
+    others = [other for other in range(world_size) if other != rank]
     try:
-        board.set(f"lost/{rank}", "")
+        store.set(f"lost/{rank}", "")
         give_up = time.monotonic() + _SEARCH_S
         while time.monotonic() < give_up:  # a socket closes a moment before its process is gone
-            ended = [text for text in (_ended(board, other) for other in others) if text]
+            ended = [text for text in (_ended(store, other) for other in others) if text]
             if ended:
                 return "; ".join(ended)
             time.sleep(0.1)
-        silent = [other for other in others if not board.check([f"lost/{other}"])] or others
-        places = ", ".join(f"rank {other} on {_place(board, other)[0]}" for other in silent)
+        silent = [other for other in others if not store.check([f"lost/{other}"])] or others
+        places = ", ".join(f"rank {other} on {_address(store, other)[0]}" for other in silent)
     except dist.DistError:
         return f"rank {rank} on {platform.node()} lost the process that holds the rendezvous; see its output"
-    said = " ".join(str(sign).split())[:200]
+    said = " ".join(str(connection_error).split())[:200]
     return f"no answer from {places}: it hangs, or ended on another machine; see its output ({said})"
 
 
-def _ended(board: dist.Store, rank: int) -> str:
+def _ended(store: dist.Store, rank: int) -> str:
     """Return what is known of the end of a process, an empty text if nothing is."""
-    host, space, pid = _place(board, rank)
-    if board.check([f"end/{rank}"]):
-        return f"rank {rank} on {host} ended: {board.get(f'end/{rank}').decode()}"
+    host, space, pid = _address(store, rank)
+    if store.check([f"end/{rank}"]):
+        return f"rank {rank} on {host} ended: {store.get(f'end/{rank}').decode()}"
     if (host, space) == (platform.node(), _process_space()) and not _is_alive(int(pid)):
         return f"rank {rank} on {host} (process {pid}) ended without a word; see its output and torchrun's table"
     return ""
 
 
-def _place(board: dist.Store, rank: int) -> list[str]:
+def _address(store: dist.Store, rank: int) -> list[str]:
     """Return host, space of process ids and process id that a process noted when it started."""
-    if not board.check([f"place/{rank}"]):
+    if not store.check([f"address/{rank}"]):
         return ["an unknown machine", "", "0"]
-    return board.get(f"place/{rank}").decode().rsplit(" ", 2)
+    return store.get(f"address/{rank}").decode().rsplit(" ", 2)
 
 
-def _note_end(board: dist.Store, rank: int, error: BaseException) -> None:
+def _note_end(store: dist.Store, rank: int, error: BaseException) -> None:
     cause = find_input_error(error) or error
     reason = str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
     try:
-        board.set(f"end/{rank}", " ".join(reason.split())[:500] or type(cause).__name__)
-    except dist.DistError:  # the board is gone too, and the error itself matters more
+        store.set(f"end/{rank}", " ".join(reason.split())[:500] or type(cause).__name__)
+    except dist.DistError:  # the store is gone too, and the error itself matters more
         return
 
 

@@ -134,7 +134,8 @@ class TrainingStateSaver:
         # Attached only now, these come after all other handlers: the schedule has stepped, the epoch is validated.
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        if self.evaluator is not None and distributed.ranks() == 1:  # several may validate unequal numbers of cases
+        # Several processes may validate unequal numbers of cases.
+        if self.evaluator is not None and distributed.world_size() == 1:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._during_validation, trainer)
         self._signals.catch()
         trainer.after_run.append(self._end)
@@ -257,10 +258,10 @@ class TrainingStateSaver:
                 f"{self.path} is of a run of {then} iterations an epoch, this one has {now}: resume with the same "
                 "dataset and batch size"
             )
-        if len(state["processes"]) != distributed.ranks():
+        if len(state["processes"]) != distributed.world_size():
             raise InputError(
-                f"{self.path} is of a run of {len(state['processes'])} processes, this one has {distributed.ranks()}: "
-                "resume with as many"
+                f"{self.path} is of a run of {len(state['processes'])} processes, "
+                f"this one has {distributed.world_size()}: resume with as many"
             )
         return state
 
@@ -277,9 +278,9 @@ class TrainingStateSaver:
             self._before_validation = own
             trainer.fire_event(Events.EPOCH_COMPLETED)
         elif seen:
-            self._go_on_amid_an_epoch(trainer, seen, own)
+            self._resume_within_epoch(trainer, seen, own)
 
-    def _go_on_amid_an_epoch(self, trainer: Any, seen: int, own: Mapping[str, Any]) -> None:
+    def _resume_within_epoch(self, trainer: Any, seen: int, own: Mapping[str, Any]) -> None:
         loader = trainer.data_loader
         if not isinstance(loader.sampler, ResumableSampler):
             raise InputError(f"{self.path} was saved amid an epoch: resume with a ResumableSampler in the loader")
@@ -295,15 +296,14 @@ class TrainingStateSaver:
     def _check_recipe(self, state: Any) -> None:
         if not isinstance(state, dict) or not {"position", "recipe", "processes"} <= state.keys():
             raise InputError(f"{self.path} is not a training state; start the run anew")
-        if state["recipe"] == self.recipe:
-            return
-        names = sorted({*state["recipe"], *self.recipe})
+        names = sorted({*state["recipe"], *self.recipe})  # a setting that is not there is as one of null
         changed = [
             f"{name} was {state['recipe'].get(name)!r}, is {self.recipe.get(name)!r}"
             for name in names
             if state["recipe"].get(name) != self.recipe.get(name)
         ]
-        raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
+        if changed:
+            raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
 
 
 def resumes(resume: bool | str, path: str | os.PathLike[str]) -> bool:

@@ -49,7 +49,7 @@ class StopSignals:
         return distributed.largest(self._received)
 
     def _note(self, number: int, frame: FrameType | Any) -> None:
-        if number == signal.SIGINT and self._received and distributed.ranks() == 1:
+        if number == signal.SIGINT and self._received and distributed.world_size() == 1:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._received = number

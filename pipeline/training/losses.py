@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.class_balance import check_balance, pixel_weights
 from pipeline.errors import InputError
-from pipeline.processes.whole_batch import WholeBatchLoss
+from pipeline.processes.global_batch import GlobalBatchLoss
 
 
 class PixelCrossEntropy(nn.Module):
@@ -54,7 +54,7 @@ class DiceCrossEntropy(nn.Module):
 
 LOSSES: dict[str, Callable[[float], nn.Module]] = {
     "ce": PixelCrossEntropy,
-    "dice_ce": lambda balance: WholeBatchLoss(DiceCrossEntropy(balance)),
+    "dice_ce": lambda balance: GlobalBatchLoss(DiceCrossEntropy(balance)),
 }
 
 

@@ -74,7 +74,7 @@ def record_run(run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> 
         "machine": {
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
-            "processes": distributed.ranks(),
+            "processes": distributed.world_size(),
         },
     }
     write_json(Path(run_dir) / RECORD_FILE, record)

@@ -17,7 +17,7 @@ from pipeline.distillation import Distiller
 from pipeline.distillation.gradient_shares import gradient_shares
 from pipeline.distillation.settings import check_whole
 from pipeline.errors import InputError
-from pipeline.processes.distributed import average_gradients, averaged, begin_alike
+from pipeline.processes.distributed import average_gradients, averaged, synchronise_modules
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ class DistillationTrainer(SupervisedTrainer):
         super().__init__(amp=False, decollate=False, **kwargs)
         self.distiller = distiller.to(self.state.device) if distiller is not None else None
         if self.distiller is not None:
-            begin_alike(self.distiller.methods)
+            synchronise_modules(self.distiller.methods)
         self.augmentation = augmentation
         self.log_gradient_shares = check_whole("training", "log_gradient_shares", log_gradient_shares, least=0)
         self.dtype = autocast_dtype(precision, self.state.device)

@@ -198,7 +198,7 @@ def test_two_processes_without_the_overlay_are_refused(dataset_dir, tmp_path, mo
     from pipeline.errors import InputError
     from pipeline.processes import distributed
 
-    monkeypatch.setattr(distributed, "ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="multi_gpu"):
         distributed.check_coordinated(torch.nn.Linear(1, 1))
 

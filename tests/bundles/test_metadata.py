@@ -78,8 +78,17 @@ def test_every_target_can_be_imported(bundle, config):
         assert found, target
 
 
+# What volumes.yaml needs of paraphrase.yaml: slides have no third axis.
+OF_VOLUMES = ('  patches_per_volume: "@patches_per_volume"\n', ', spatial_dims: "@spatial_dims"')
+
+
 @pytest.mark.parametrize("config", ["logging.conf", "multi_gpu.yaml", "benchmark.yaml", "paraphrase.yaml"])
 def test_what_both_bundles_say_alike_is_a_file_of_each(config):
     files = [Path(f"bundles/{bundle}/configs/{config}") for bundle in BUNDLES]
     assert not any(file.is_symlink() for file in files)
-    assert len({file.read_text() for file in files}) == 1
+    scans, slides = (file.read_text() for file in files)
+    if config == "paraphrase.yaml":
+        for option in OF_VOLUMES:
+            assert option in scans
+            scans = scans.replace(option, "")
+    assert scans == slides

@@ -86,20 +86,20 @@ def end(process: Running | subprocess.Popen[bytes], number: int) -> int:
 
 
 def final_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of the last state and of the best model, by its place."""
+    """Return every tensor of the last state and of the best model, by its path."""
     tensors: dict[str, torch.Tensor] = {}
 
-    def collect(part: object, place: str) -> None:
+    def collect(part: object, path: str) -> None:
         if isinstance(part, torch.Tensor):
-            tensors[place] = part
+            tensors[path] = part
         elif isinstance(part, dict):
             for name, content in part.items():
-                collect(content, f"{place}/{name}")
+                collect(content, f"{path}/{name}")
         elif isinstance(part, list | tuple):
             for index, content in enumerate(part):
-                collect(content, f"{place}/{index}")
+                collect(content, f"{path}/{index}")
         elif isinstance(part, int | float):
-            tensors[place] = torch.tensor(part, dtype=torch.float64)
+            tensors[path] = torch.tensor(part, dtype=torch.float64)
 
     for name in ("last.pt", "model.pt"):
         collect(torch.load(run_dir / name, weights_only=True), name)

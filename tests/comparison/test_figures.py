@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.comparison.figures import comparison_figure, main
-from pipeline.comparison.pictures.case_views import as_seen, telling_slice
+from pipeline.comparison.pictures.case_views import radiological_view, slice_with_most_organs
 from pipeline.data import Case, Dataset, IntensityRule, load_dataset, write_dataset_json
 from pipeline.errors import InputError
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 def test_the_patients_right_is_at_the_left_and_anterior_at_the_top():
     grey = np.zeros((3, 2), np.float32)
     grey[2, 1] = 1  # the largest x and y of an RAS slice: right and front
-    picture = as_seen(grey)
+    picture = radiological_view(grey)
     assert picture.shape == (2, 3)
     assert picture[0, 0] == 1
     assert picture.sum() == 1
@@ -42,7 +42,7 @@ def test_slice_with_most_organs_wins_over_one_with_most_voxels():
     mask = np.zeros((4, 4, 3), np.uint8)
     mask[..., 0] = 1
     mask[0, 0, 1], mask[1, 1, 1] = 1, 2
-    assert telling_slice(mask) == 1
+    assert slice_with_most_organs(mask) == 1
 
 
 def test_figure_has_a_row_a_case_and_a_column_a_method(folder):

@@ -69,7 +69,7 @@ class TestByHand:
         alone, method = arm([[0.1, 0.7], [0.2, 0.3]]), arm([[0.1, 0.7], [0.2, 0.3]], name="other")
         change = PairedDraws(2).difference(DICE, method, alone)
         assert (change.value, change.low, change.high, change.includes_zero) == (0, 0, 0, True)
-        assert (change.pairs, change.telling) == (2, 0)
+        assert (change.pairs, change.nonzero_pairs) == (2, 0)
         assert math.isnan(change.p)
 
     def test_one_case_has_no_interval(self):
@@ -174,7 +174,7 @@ class TestPatients:
         """Changes 0.1 and 0.3 of one patient and 0.6 of another: 0.2 and 0.6, never a draw of the 0.1 alone."""
         alone, method = arm([[0.1], [0.1], [0.1]]), arm([[0.2], [0.4], [0.7]], name="other")
         change = PairedDraws(3, ["a", "a", "b"]).difference(DICE, method, alone)
-        assert (change.pairs, change.telling) == (2, 2)
+        assert (change.pairs, change.nonzero_pairs) == (2, 2)
         # Draws of patients: a twice (0.2), both (1.0 / 3), b twice (0.6).
         assert (change.value, change.low, change.high) == pytest.approx((1 / 3, 0.2, 0.6))
 

@@ -36,8 +36,8 @@ def four_pictures(folder: Path) -> Path:
 
 def run(source: Path, *more: str) -> int:
     folders = ["--images", str(source / "images"), "--masks", str(source / "masks"), "--output", str(source / "out")]
-    wishes = [] if {"--split", "--test", "--training"} & set(more) else ["--validation", "c", "--test", "d"]
-    return main([*folders, *wishes, *more])
+    requests = [] if {"--split", "--test", "--training"} & set(more) else ["--validation", "c", "--test", "d"]
+    return main([*folders, *requests, *more])
 
 
 def failures(source: Path) -> list[tuple[str, str]]:

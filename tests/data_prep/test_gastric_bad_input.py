@@ -212,7 +212,7 @@ def test_everything_is_for_the_test(source):
     assert nothing_is_left(source)
 
 
-def test_wishes_that_cannot_be_met_stop_the_run(source, capsys):
+def test_requests_that_cannot_be_met_stop_the_run(source, capsys):
     (source / "masks/a.png").unlink()
     with pytest.raises(InputError, match="2 problems"):
         run(source, "--test", "dd")

@@ -11,7 +11,7 @@ from scipy import ndimage
 from data_prep.__main__ import converters
 from data_prep.phantom_slides import draw_picture, main, make
 from data_prep.phantom_tissue import Nuclei, Stain, Tissue
-from data_prep.phantom_whole_slide import DrawnSlide, laid_down, write_whole_slide
+from data_prep.phantom_whole_slide import DrawnSlide, oriented, write_whole_slide
 from pipeline.data import COLOUR_SLIDE, GREY_SLIDE, load_dataset, read_image, read_label_image, to_grey
 from pipeline.data.slides.open import open_slide
 from pipeline.errors import InputError, run_command
@@ -83,9 +83,9 @@ def test_colours_by_hand():
 
 def test_eight_ways_to_lay_down_a_piece():
     piece = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    assert len({laid_down(piece, way).tobytes() for way in range(8)}) == 8
-    assert np.array_equal(laid_down(piece, 0), piece)
-    assert np.array_equal(laid_down(piece, 4), piece[:, ::-1])
+    assert len({oriented(piece, way).tobytes() for way in range(8)}) == 8
+    assert np.array_equal(oriented(piece, 0), piece)
+    assert np.array_equal(oriented(piece, 4), piece[:, ::-1])
 
 
 def test_pictures_depend_on_seed_and_index_alone(pictures):

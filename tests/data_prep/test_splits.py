@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits by patient: lists and fractions by hand, and wishes that cannot be met."""
+"""Splits by patient: lists and fractions by hand, and requests that cannot be met."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_fractions_count_patients():
     assert set().union(*splits.values()) == set(OWN)
 
 
-def test_no_wish_at_all_means_a_tenth_and_a_fifth():
+def test_no_request_at_all_means_a_tenth_and_a_fifth():
     splits, _ = assign(OWN, {"training": None, "validation": None, "test": None})
     assert [len(splits[name]) for name in ("training", "validation", "test")] == [7, 1, 2]
 
@@ -57,7 +57,7 @@ def test_lists_come_before_fractions():
 
 
 @pytest.mark.parametrize(
-    ("wishes", "message"),
+    ("requests", "message"),
     [
         ({"test": "a,zz"}, "--test: no case or patient 'zz'"),
         ({"test": "a", "validation": "a"}, "case a is in validation and in test"),
@@ -67,8 +67,8 @@ def test_lists_come_before_fractions():
         ({"training": "a,b", "test": "c"}, "in no split: d, e, f, g, h, i, j"),
     ],
 )
-def test_wishes_that_cannot_be_met(wishes, message):
-    assert any(message in problem for problem in assign(OWN, wishes)[1])
+def test_requests_that_cannot_be_met(requests, message):
+    assert any(message in problem for problem in assign(OWN, requests)[1])
 
 
 def test_a_patient_divided_by_lists_is_a_problem():

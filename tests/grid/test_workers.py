@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.grid import Cell, Step, run_cells
+from pipeline.grid import PlannedRun, Step, execute_runs
 
 CONFIG = """
 imports: [$import pathlib, $import time, $import os, $import signal]
@@ -38,23 +38,23 @@ def configs(tmp_path) -> Path:
     return folder
 
 
-def _cell(root: Path, name: str, config: str, *needs: str) -> Cell:
+def _planned_run(root: Path, name: str, config: str, *needs: str) -> PlannedRun:
     proof = root / name / "proof"
     options = {"proof": str(proof), "word": name}
-    return Cell(name, root / name, (Step(config, options),), proof, name, needs)
+    return PlannedRun(name, root / name, (Step(config, options),), proof, name, needs)
 
 
 def test_runs_follow_what_they_need_and_one_that_fails_does_not_end_the_others(tmp_path, configs):
-    cells = [
-        _cell(tmp_path, "second", "write", "first"),
-        _cell(tmp_path, "first", "write"),
-        _cell(tmp_path, "broken", "fail"),
-        _cell(tmp_path, "after_broken", "write", "broken"),
-        _cell(tmp_path, "unproven", "nothing"),
-        _cell(tmp_path, "dead", "die"),
-        _cell(tmp_path, "last", "write", "first"),
+    runs = [
+        _planned_run(tmp_path, "second", "write", "first"),
+        _planned_run(tmp_path, "first", "write"),
+        _planned_run(tmp_path, "broken", "fail"),
+        _planned_run(tmp_path, "after_broken", "write", "broken"),
+        _planned_run(tmp_path, "unproven", "nothing"),
+        _planned_run(tmp_path, "dead", "die"),
+        _planned_run(tmp_path, "last", "write", "first"),
     ]
-    outcome = run_cells(cells, configs)
+    outcome = execute_runs(runs, configs)
     assert sorted(outcome.done) == ["first", "last", "second"]
     assert outcome.done.index("first") < outcome.done.index("second")
     assert (tmp_path / "second/proof").read_text() == "second"
@@ -67,17 +67,17 @@ def test_runs_follow_what_they_need_and_one_that_fails_does_not_end_the_others(t
 
 
 def test_what_is_done_is_not_run_again(tmp_path, configs):
-    cell = _cell(tmp_path, "first", "fail")
-    cell.folder.mkdir()
-    cell.proof.write_text("of an earlier call")
-    outcome = run_cells([cell], configs)
+    run = _planned_run(tmp_path, "first", "fail")
+    run.folder.mkdir()
+    run.proof.write_text("of an earlier call")
+    outcome = execute_runs([run], configs)
     assert (outcome.done, outcome.failed) == (["first"], {})
 
 
 def test_when_time_is_up_running_and_waiting_runs_are_left_for_the_next_call(tmp_path, configs):
-    cells = [_cell(tmp_path, "long", "sleep"), _cell(tmp_path, "waiting", "write", "long")]
+    runs = [_planned_run(tmp_path, "long", "sleep"), _planned_run(tmp_path, "waiting", "write", "long")]
     started = time.monotonic()
-    outcome = run_cells(cells, configs, seconds=2)
+    outcome = execute_runs(runs, configs, seconds=2)
     assert outcome.left == ["long", "waiting"]
     assert not outcome.failed
     assert time.monotonic() - started < 50  # the sleeper was stopped, not waited for
@@ -89,9 +89,9 @@ def test_two_runs_at_once(tmp_path, configs):
     wait = "next(0 for _ in iter(int, 1) if pathlib.Path(@word).exists() or time.sleep(0.05))"
     meet = f"[pathlib.Path(@proof).write_text('here'), {wait}]"
     (configs / "meet.yaml").write_text(CONFIG.replace("{expression}", meet))
-    cells = []
+    runs = []
     for mine, other in (("a", "b"), ("b", "a")):
         proof = tmp_path / mine / "proof"
         options = {"proof": str(proof), "word": str(tmp_path / other / "proof")}
-        cells.append(Cell(mine, tmp_path / mine, (Step("meet", options),), proof))
-    assert sorted(run_cells(cells, configs, jobs=2, seconds=120).done) == ["a", "b"]
+        runs.append(PlannedRun(mine, tmp_path / mine, (Step("meet", options),), proof))
+    assert sorted(execute_runs(runs, configs, jobs=2, seconds=120).done) == ["a", "b"]

@@ -324,10 +324,10 @@ def test_items_of_the_dataset(tmp_path: Path) -> None:
     assert 0 <= float(item["image"].min()) < float(item["image"].max()) <= 1
     assert nib.aff2axcodes(item["image"].affine.numpy()) == ("R", "A", "S")
     assert item["case"] == "a"
-    place = scans.place("a")
-    assert place.array.shape == (8, 8, 9)
-    assert place.array.nbytes == 8 * 8 * 9 * 2
-    assert place.array.strides == (0, 0, 0), "the voxels are not kept"
+    scan = scans.geometry_of("a")
+    assert scan.array.shape == (8, 8, 9)
+    assert scan.array.nbytes == 8 * 8 * 9 * 2
+    assert scan.array.strides == (0, 0, 0), "the voxels are not kept"
 
 
 def test_the_loader_does_not_copy_the_scan(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipeline.distillation.terms import settings_of
 from pipeline.errors import InputError
 from pipeline.networks import BatchNorm2d, build_network
 from pipeline.processes import distributed
-from pipeline.processes.whole_batch import synchronise_batch_norm
+from pipeline.processes.global_batch import synchronise_batch_norm
 from pipeline.training import (
     DistillationTrainer,
     OptimizerStepSchedule,
@@ -80,7 +80,7 @@ def images_and_labels(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 def mine(batch: torch.Tensor) -> torch.Tensor:
     """Return this process's share, as the sampler gives it."""
-    return batch[distributed.rank() :: distributed.ranks()]
+    return batch[distributed.rank() :: distributed.world_size()]
 
 
 def train(
@@ -93,7 +93,7 @@ def train(
     images, labels = images_and_labels()
     images, labels = torch.cat([images, images.flip(-1)]), torch.cat([labels, labels.flip(-1)])
     items = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    sampler = ResumableSampler(items, distributed.ranks(), distributed.rank(), seed=0, drop_last=True)
+    sampler = ResumableSampler(items, distributed.world_size(), distributed.rank(), seed=0, drop_last=True)
     loader = DataLoader(items, distributed.share_of(batch), sampler=sampler)
     student = distributed.data_parallel(network, torch.device("cpu"))
     distiller = RUNS[run] and build_distiller(
@@ -155,7 +155,7 @@ def normalise(momentum: float | None = 0.1, half: bool = False) -> list[torch.Te
         output = synchronise_batch_norm(norm)(share)
     (output * mine(weights)).sum().backward()
     for parameter in norm.parameters():
-        parameter.grad *= distributed.ranks()  # what is averaged was summed
+        parameter.grad *= distributed.world_size()  # what is averaged was summed
     distributed.average_gradients(norm.parameters())
     return [output.detach(), mine(values.grad), norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
 
@@ -169,13 +169,13 @@ def twice_differentiated() -> torch.Tensor:
     return mine(second)
 
 
-def whole_batch_dice() -> tuple[torch.Tensor, torch.Tensor]:
+def global_batch_dice() -> tuple[torch.Tensor, torch.Tensor]:
     """Return Dice and cross-entropy of the batch, and the gradient of this process's logits as an average takes it."""
     images, labels = images_and_labels(8)
     logits = torch.cat([images, 1 - images, images.square()], 1).requires_grad_()
     loss = segmentation_loss("dice_ce")(mine(logits), mine(labels))
     loss.backward()
-    return loss.detach(), mine(logits.grad) / distributed.ranks()
+    return loss.detach(), mine(logits.grad) / distributed.world_size()
 
 
 def missing_gradients() -> list[Any]:
@@ -191,7 +191,7 @@ def missing_gradients() -> list[Any]:
 def begun_alike() -> torch.Tensor:
     torch.manual_seed(distributed.rank())
     module = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))
-    distributed.begin_alike(module)
+    distributed.synchronise_modules(module)
     return torch.cat([value.flatten() for value in module.state_dict().values()])
 
 
@@ -208,7 +208,7 @@ def everything() -> dict[str, Any]:
         "cumulative": normalise(momentum=None),
         "half": normalise(half=True),
         "second": twice_differentiated(),
-        "dice": whole_batch_dice(),
+        "dice": global_batch_dice(),
         "missing": missing_gradients(),
         "alike": begun_alike(),
         "mean": distributed.averaged({"a": torch.tensor(float(distributed.rank()))})["a"],
@@ -284,7 +284,7 @@ def test_terms_told_are_those_of_one_process(several, one, run):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("norm", 1e-4), ("cumulative", 1e-4), ("half", 2e-2)])
-def test_batch_normalisation_is_that_of_the_whole_batch(several, one, name, tolerance):
+def test_batch_normalisation_is_that_of_the_global_batch(several, one, name, tolerance):
     for index in (0, 1):
         torch.testing.assert_close(
             together(several, name, index).float(), one[name][index].float(), rtol=tolerance, atol=tolerance
@@ -307,7 +307,7 @@ def test_batch_normalisation_can_be_differentiated_twice(several, one):
     torch.testing.assert_close(shares, one["second"])
 
 
-def test_batch_wise_dice_is_monais_of_the_whole_batch(several):
+def test_batch_wise_dice_is_monais_of_the_global_batch(several):
     images, labels = images_and_labels(8)
     logits = torch.cat([images, 1 - images, images.square()], 1).requires_grad_()
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(logits, labels)
@@ -385,7 +385,7 @@ def test_terms_are_means_over_images_unless_the_method_says_otherwise(name):
         options["balance"] = 0.0  # else pixels count by the classes of the whole batch: the runs above have it
     parts = build_method(name, pair, options)
     for part in (part.eval() for part in parts.values()):  # neither spectral norm nor batch statistics move
-        if part.needs_whole_batch:
+        if part.needs_global_batch:
             continue
         whole, *halves = (
             part(tapped(student, images[take]), tapped(teacher, images[take]), labels[take])
@@ -405,7 +405,7 @@ def test_bad_time_limit_is_refused(given, monkeypatch):
 
 
 def test_batch_that_processes_cannot_share_is_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "ranks", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(InputError, match="6 cannot be shared by 4 processes"):
         distributed.share_of(6)
 

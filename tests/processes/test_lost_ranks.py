@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pipeline.errors import InputError
 from pipeline.processes import lost_ranks
-from pipeline.processes.lost_ranks import describe_loss, find_connection_error, watch
+from pipeline.processes.lost_ranks import describe_lost_ranks, find_connection_error, report_lost_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
@@ -23,18 +23,18 @@ HERE = platform.node()
 
 
 @pytest.fixture
-def board(monkeypatch) -> dist.HashStore:
+def store(monkeypatch) -> dist.HashStore:
     """Return the notes of rank 0, which is this very process."""
     monkeypatch.setattr(lost_ranks, "_SEARCH_S", 0.3)
     monkeypatch.setattr(sys, "excepthook", lambda *_: None)
     store = dist.HashStore()
-    watch(store, 0, 3)
+    report_lost_ranks(store, 0, 3)
     return store
 
 
-def place(board: dist.Store, rank: int, pid: int, host: str = HERE) -> None:
-    own = board.get("place/0").decode().split(" ")
-    board.set(f"place/{rank}", f"{host} {own[1]} {pid}")
+def note_address(store: dist.Store, rank: int, pid: int, host: str = HERE) -> None:
+    own = store.get("address/0").decode().split(" ")
+    store.set(f"address/{rank}", f"{host} {own[1]} {pid}")
 
 
 def dead_process() -> int:
@@ -44,53 +44,55 @@ def dead_process() -> int:
     return process.pid
 
 
-def test_dead_process_of_this_machine_is_named(board):
-    place(board, 1, dead := dead_process())
-    place(board, 2, os.getpid())
-    assert describe_loss(board, 0, 3, CLOSED).startswith(f"rank 1 on {HERE} (process {dead}) ended without a word")
+def test_dead_process_of_this_machine_is_named(store):
+    note_address(store, 1, dead := dead_process())
+    note_address(store, 2, os.getpid())
+    assert describe_lost_ranks(store, 0, 3, CLOSED).startswith(
+        f"rank 1 on {HERE} (process {dead}) ended without a word"
+    )
 
 
-def test_process_whose_end_nobody_has_read_is_dead_too(board):
+def test_process_whose_end_nobody_has_read_is_dead_too(store):
     process = subprocess.Popen([sys.executable, "-c", ""])
-    place(board, 1, process.pid)
-    place(board, 2, os.getpid())
+    note_address(store, 1, process.pid)
+    note_address(store, 2, os.getpid())
     deadline = time.monotonic() + 60
     while lost_ranks._is_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert f"rank 1 on {HERE} (process {process.pid}) ended" in describe_loss(board, 0, 3, CLOSED)
+    assert f"rank 1 on {HERE} (process {process.pid}) ended" in describe_lost_ranks(store, 0, 3, CLOSED)
     process.wait()
 
 
-def test_reason_is_told_across_machines(board):
-    place(board, 1, os.getpid(), "node-a")
-    place(board, 2, 99, "node-b")
-    board.set("end/2", "the loss term 'edges' is nan")
-    assert describe_loss(board, 0, 3, CLOSED) == "rank 2 on node-b ended: the loss term 'edges' is nan"
+def test_reason_is_told_across_machines(store):
+    note_address(store, 1, os.getpid(), "node-a")
+    note_address(store, 2, 99, "node-b")
+    store.set("end/2", "the loss term 'edges' is nan")
+    assert describe_lost_ranks(store, 0, 3, CLOSED) == "rank 2 on node-b ended: the loss term 'edges' is nan"
 
 
-def test_rank_that_does_not_answer_is_told_from_one_that_lost_it_too(board):
-    place(board, 1, 99, "node-a")
-    place(board, 2, 99, "node-b")
-    board.set("lost/2", "")
-    line = describe_loss(board, 0, 3, RuntimeError("Timed out waiting 1800000ms"))
+def test_rank_that_does_not_answer_is_told_from_one_that_lost_it_too(store):
+    note_address(store, 1, 99, "node-a")
+    note_address(store, 2, 99, "node-b")
+    store.set("lost/2", "")
+    line = describe_lost_ranks(store, 0, 3, RuntimeError("Timed out waiting 1800000ms"))
     assert line.startswith("no answer from rank 1 on node-a: it hangs")
     assert "Timed out waiting 1800000ms" in line
 
 
-def test_own_error_is_noted_and_goes_to_the_hook_before(board, monkeypatch):
+def test_own_error_is_noted_and_goes_to_the_hook_before(store, monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error[1]))
-    watch(board, 0, 3)
+    report_lost_ranks(store, 0, 3)
     error = RuntimeError("failed to run the config")
     error.__cause__ = InputError("slice 7 is broken")
     sys.excepthook(RuntimeError, error, None)
     assert seen == [error]
-    assert board.get("end/0").decode() == "slice 7 is broken"
+    assert store.get("end/0").decode() == "slice 7 is broken"
 
 
-def test_lost_connection_is_one_line_and_exit_code_1(board, capsys):
-    place(board, 1, dead_process())
-    place(board, 2, os.getpid())
+def test_lost_connection_is_one_line_and_exit_code_1(store, capsys):
+    note_address(store, 1, dead_process())
+    note_address(store, 2, os.getpid())
     error = RuntimeError("failed to run the config")
     error.__cause__ = CLOSED
     with pytest.raises(SystemExit) as stop:
@@ -99,7 +101,7 @@ def test_lost_connection_is_one_line_and_exit_code_1(board, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: rank 1 on ")
-    assert not board.check(["end/0"])
+    assert not store.check(["end/0"])
 
 
 @pytest.mark.parametrize(

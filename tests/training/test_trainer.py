@@ -191,6 +191,12 @@ def test_resume_from_a_missing_or_broken_state_is_an_error(tmp_path, content):
         make_trainer(1, tmp_path / "last.pt", resume=True).run()
 
 
+def test_run_begun_when_its_bundle_had_one_more_option_goes_on(tmp_path):
+    """Null is what an option says that nobody uses: a bundle that no longer has it trains the same."""
+    make_trainer(1, tmp_path / "last.pt", recipe={"seed": 0, "unused": None}, distilled=False).run()
+    make_trainer(2, tmp_path / "last.pt", resume=True, recipe={"seed": 0}, distilled=False).run()
+
+
 def test_resume_with_another_recipe_names_the_difference(tmp_path):
     make_trainer(1, tmp_path / "last.pt", recipe={"epochs": 1, "seed": 0}, distilled=False).run()
     with pytest.raises(InputError, match="epochs was 1, is 2; resume with the same"):

@@ -43,8 +43,8 @@ def box_figure(comparison: Comparison) -> Figure:
     scores = {part: {arm.label: case_scores(arm, part) for arm in comparison.arms} for part in parts}
     lowest = min((values.min() for by_arm in scores.values() for values in by_arm.values() if len(values)), default=0)
     for axis, part in zip(axes, parts, strict=False):
-        for place, arm in enumerate(comparison.arms):
-            _draw_arm(axis, place, scores[part][arm.label].to_numpy(), styles[arm.label])
+        for row, arm in enumerate(comparison.arms):
+            _draw_arm(axis, row, scores[part][arm.label].to_numpy(), styles[arm.label])
         axis.set_title(part)
         axis.text(1.01, -0.62, "median", transform=axis.get_yaxis_transform(), fontsize=7.5, style="italic")
         axis.set_xlabel("Dice")
@@ -60,11 +60,11 @@ def box_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _draw_arm(axis: Axes, place: int, values: np.ndarray, style: ArmStyle) -> None:
+def _draw_arm(axis: Axes, row: int, values: np.ndarray, style: ArmStyle) -> None:
     if not len(values):
-        axis.text(0.5, place, "no case", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=7.5)
+        axis.text(0.5, row, "no case", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=7.5)
         return
-    above = place - 0.2
+    above = row - 0.2
     if len(values) >= FEWEST_FOR_A_BOX:
         box = axis.boxplot(
             values, positions=[above], orientation="horizontal", widths=0.3, patch_artist=True, showfliers=False,
@@ -73,11 +73,11 @@ def _draw_arm(axis: Axes, place: int, values: np.ndarray, style: ArmStyle) -> No
         box["boxes"][0].set(facecolor=f"{style.colour}33", edgecolor=style.colour, hatch=style.hatch, linewidth=1)
     else:
         axis.vlines(np.median(values), above - 0.15, above + 0.15, color="black", linewidth=1.8)
-    spread = place + 0.05 + 0.35 * (np.arange(1, len(values) + 1) * _GOLDEN % 1)
+    spread = row + 0.05 + 0.35 * (np.arange(1, len(values) + 1) * _GOLDEN % 1)
     size, opacity = (22, 0.9) if len(values) <= 30 else (7, 0.55)
     size *= 2.5 if style.marker == "*" else 1  # a star fills little of its square
     axis.scatter(
         values, spread, s=size, marker=style.marker, color=style.colour, alpha=opacity, linewidths=0.3,
         edgecolors="white", zorder=3, rasterized=len(values) > 30,
     )  # fmt: skip
-    axis.text(1.01, place, f"{np.median(values):.2f}", transform=axis.get_yaxis_transform(), fontsize=7.5, va="center")
+    axis.text(1.01, row, f"{np.median(values):.2f}", transform=axis.get_yaxis_transform(), fontsize=7.5, va="center")

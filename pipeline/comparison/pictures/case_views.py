@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case as it is drawn: the telling slice of a scan or a slide made small, with its masks on the same pixels."""
+"""One case as it is drawn: one slice of a scan or a slide made small, with its masks on the same pixels."""
 
 from __future__ import annotations
 
@@ -72,12 +72,14 @@ def scan_view(dataset: Dataset, case: Case, predictions: Sequence[Path]) -> Case
     maps += [read_label(path, like=image) for path in predictions]
     scan, affine = to_ras(image.array, image.affine)
     masks = [to_ras(label.array, image.affine)[0] for label in maps]
-    z = telling_slice(masks[0])
+    z = slice_with_most_organs(masks[0])
     low, high = dataset.intensity.window(image.array)
     grey = np.clip((scan[..., z].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
     width_mm, height_mm = np.linalg.norm(affine[:3, :2], axis=0)
-    picture = np.repeat(as_seen(grey)[..., None], 3, axis=2)
-    return CaseView(picture, tuple(as_seen(mask[..., z]) for mask in masks), height_mm / width_mm, outlined=False)
+    picture = np.repeat(radiological_view(grey)[..., None], 3, axis=2)
+    return CaseView(
+        picture, tuple(radiological_view(mask[..., z]) for mask in masks), height_mm / width_mm, outlined=False
+    )
 
 
 def slide_view(dataset: Dataset, case: Case, predictions: Sequence[Path | np.ndarray]) -> CaseView:
@@ -103,14 +105,14 @@ def mask_file(folder: Path, case: Case) -> Path:
     return found[0]
 
 
-def telling_slice(mask: np.ndarray) -> int:
+def slice_with_most_organs(mask: np.ndarray) -> int:
     """Return the index of the axial slice with most organs, and with most organ voxels among those."""
     organs = [np.unique(mask[..., z]).size for z in range(mask.shape[2])]
     voxels = np.count_nonzero(mask, axis=(0, 1))
     return int(np.lexsort((voxels, organs))[-1])
 
 
-def as_seen(plane: np.ndarray) -> np.ndarray:
+def radiological_view(plane: np.ndarray) -> np.ndarray:
     """Return an axial slice (x, y) of an RAS volume as (rows, columns), the patient's right at the left."""
     # In RAS x grows to the patient's right and y to the front: both run against the columns and rows of the picture.
     return plane.T[::-1, ::-1]

@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor
 from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor, nn
 
-from pipeline.comparison.pictures.case_views import as_seen, telling_slice
+from pipeline.comparison.pictures.case_views import radiological_view, slice_with_most_organs
 from pipeline.comparison.runs import Run, method_label
 from pipeline.data import Case, Dataset, preprocessing_of, read_label, read_volume, resize_images
 from pipeline.data.dataset.dataset import SLIDES
@@ -135,7 +135,7 @@ def network_input(dataset: Dataset, case: Case, model: SavedModel) -> Tensor:
         volume = read_volume(case.image)
         label = read_label(case.label, like=volume, labels=dataset.labels)
         prepared = preprocessing({"image": as_loaded(volume), "label": as_loaded(label)})
-        image = prepared["image"][..., telling_slice(prepared["label"][0].numpy())]
+        image = prepared["image"][..., slice_with_most_organs(prepared["label"][0].numpy())]
     return resize_images(convert_to_tensor(image, track_meta=False)[None], (model.size, model.size))
 
 
@@ -245,7 +245,7 @@ def _draw_nodes(axis: Axes, image: Tensor, positions: np.ndarray, shares: tuple[
     """Draw the image in grey and, over it, how many channels have their salient window at each place."""
     grey = image[0].mean(dim=0).numpy()
     counts = window_counts(grey.shape, positions, shares)
-    grey, counts = (as_seen(grey), as_seen(counts)) if flipped else (grey, counts)
+    grey, counts = (radiological_view(grey), radiological_view(counts)) if flipped else (grey, counts)
     axis.imshow(grey, cmap="gray", vmin=0, vmax=1.6)
     axis.imshow(np.ma.masked_equal(counts, 0), cmap="plasma", alpha=0.85, vmin=0, interpolation="nearest")
     _hide_frame(axis)

@@ -152,16 +152,16 @@ def _draw_row(row: Sequence[Axes], view: CaseView) -> None:
     for axis, mask in zip(row, [None, *view.masks], strict=True):
         view.draw(axis, mask)
     for axis, mask in zip(row[2:], view.masks[1:], strict=True):
-        for place in error_boxes(view.masks[0], mask):
-            _draw_box(axis, place, mask.shape)
+        for box in error_boxes(view.masks[0], mask):
+            _draw_box(axis, box, mask.shape)
 
 
-def _draw_box(axis: Axes, place: tuple[slice, slice], shape: tuple[int, int]) -> None:
+def _draw_box(axis: Axes, box: tuple[slice, slice], shape: tuple[int, int]) -> None:
     """Draw a white frame with a black rim, which shows on dark scans and on bright slides, inside the picture."""
     margin = 0.012 * max(shape)
     (top, bottom), (left, right) = (
         (max(part.start - 1.5, margin - 0.5), min(part.stop + 0.5, length - margin - 0.5))
-        for part, length in zip(place, shape, strict=True)
+        for part, length in zip(box, shape, strict=True)
     )
     frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2)
     frame.set_path_effects([patheffects.Stroke(linewidth=2.8, foreground="black"), patheffects.Normal()])

@@ -129,11 +129,11 @@ def _gap(comparison: Comparison, metric: Metric, arm: Arm, control: Arm, draws: 
 
 def _test_note(difference: Difference, unit: str) -> str:
     """Return why there is no test, or nothing."""
-    if difference.telling >= FEWEST_FOR_WILCOXON:
+    if difference.nonzero_pairs >= FEWEST_FOR_WILCOXON:
         return ""
     if difference.pairs < FEWEST_FOR_WILCOXON:
         return f"{difference.pairs} {unit}s: fewer than {FEWEST_FOR_WILCOXON} can never reach p < 0.05"
-    return f"only {difference.telling} of {difference.pairs} {unit}s differ at all"
+    return f"only {difference.nonzero_pairs} of {difference.pairs} {unit}s differ at all"
 
 
 def _corrected(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:

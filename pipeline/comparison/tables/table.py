@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison as tables for people: the telling figures, rounded, as rows of text and in Markdown."""
+"""The comparison as tables for people: the main figures, rounded, as rows of text and in Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MARKS = {
     NOT_SIGNIFICANT: "the interval includes zero, no difference is shown",
     TOO_FEW: f"the interval is of fewer than {FEWEST_FOR_WILCOXON} and too narrow; without zero it is a hint, no proof",
 }
-_NOTHING = "-"
+_NOT_APPLICABLE = "-"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def legend(comparison: Comparison) -> list[str]:
         f"whole {unit}s, the same for both. It tells how other {unit}s would do, not how another seed would.",
         *(f"{mark}: {meaning}." for mark, meaning in MARKS.items()),
         f"p: Wilcoxon signed-rank test of the {unit}s' differences, seeds averaged, two-sided, corrected by Holm for "
-        f"all methods of the table; {_NOTHING} where fewer than {FEWEST_FOR_WILCOXON} {unit}s differ, which can never "
-        "reach 0.05.",
+        f"all methods of the table; {_NOT_APPLICABLE} where fewer than {FEWEST_FOR_WILCOXON} {unit}s differ, which can "
+        "never reach 0.05.",
         *(
             [
                 f"{' and '.join(pooled)} are of all pixels together, their test takes each image's own: "
@@ -173,8 +173,8 @@ def _control_tables(comparison: Comparison, rows: Sequence[ComparisonRow]) -> li
 def _change_cells(metric: Metric, score: MetricScore) -> tuple[str, str, str]:
     change = score.difference
     if change is None:
-        return _NOTHING, _NOTHING, _NOTHING
-    p = _NOTHING if math.isnan(score.p_holm) else "< 0.001" if score.p_holm < 0.001 else f"{score.p_holm:.3f}"
+        return _NOT_APPLICABLE, _NOT_APPLICABLE, _NOT_APPLICABLE
+    p = _NOT_APPLICABLE if math.isnan(score.p_holm) else "< 0.001" if score.p_holm < 0.001 else f"{score.p_holm:.3f}"
     return _change(metric, change), p, _gap(score.gap)
 
 
@@ -189,7 +189,7 @@ def _change(metric: Metric, change: Difference) -> str:
 
 def _gap(gap: Gap) -> str:
     if math.isnan(gap.share):
-        return NO_GAP if gap.is_none else _NOTHING
+        return NO_GAP if gap.is_none else _NOT_APPLICABLE
     return f"{_number(100 * gap.share, 0)} % ({_number(100 * gap.low, 0)} to {_number(100 * gap.high, 0)})"
 
 
@@ -238,7 +238,7 @@ def _with_deviation(mean: float, deviation: float, decimals: int) -> str:
 def _number(value: float, decimals: int, kind: str = "f", sign: str = "") -> str:
     """Return a number with a true minus; `-` where it does not apply. Kind "g" leaves out what is not needed."""
     if math.isnan(value):
-        return _NOTHING
+        return _NOT_APPLICABLE
     return (f"{value:{sign}.4g}" if kind == "g" else f"{value:{sign}.{decimals}f}").replace("-", "\N{MINUS SIGN}")
 
 

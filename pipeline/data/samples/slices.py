@@ -154,12 +154,12 @@ def _preprocess(case: str, entry: Mapping[str, str], preprocessing: Preprocess) 
             raise RuntimeError(f"preprocessing failed for case {case}: {error}") from error
         raise InputError(f"case {case}: {cause}") from error
     image, label = prepared["image"], prepared["label"]
-    _check_same_place(case, image, label)
+    _check_same_grid(case, image, label)
     image, label = (convert_to_tensor(part, track_meta=False) for part in (image, label))
     return image.to(torch.float32), label
 
 
-def _check_same_place(case: str, image: Any, label: Any) -> None:
+def _check_same_grid(case: str, image: Any, label: Any) -> None:
     """Refuse an image and a label that lie elsewhere in the patient, where MONAI carried their affines along."""
     if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)):
         return

@@ -23,7 +23,11 @@ from pipeline.errors import InputError
 _STEP_TOLERANCE = 0.02
 _TILT_WORTH_A_NOTE_DEGREES = 0.1
 _FRAMES, _DESCRIPTION = "0028|0008", "0008|103e"
-_PLACE = {"ImagePositionPatient": "0020|0032", "ImageOrientationPatient": "0020|0037", "PixelSpacing": "0028|0030"}
+_GEOMETRY_TAGS = {
+    "ImagePositionPatient": "0020|0032",
+    "ImageOrientationPatient": "0020|0037",
+    "PixelSpacing": "0028|0030",
+}
 _PROGRAM_STARTS = (b"MZ", b"\x7fELF")
 _NO_SLICES = ("DICOMDIR",)
 _SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -128,7 +132,7 @@ def _read_header(path: Path) -> _Slice:
         raise InputError(f"{path} holds {frames} frames in one file; convert it to NIfTI first (dcm2niix does)")
     if not is_grey(reader.GetPixelID()):
         raise InputError(f"{path} is no grey image; give the original slices, not screenshots")
-    missing = [name for name, tag in _PLACE.items() if not reader.HasMetaDataKey(tag)]
+    missing = [name for name, tag in _GEOMETRY_TAGS.items() if not reader.HasMetaDataKey(tag)]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}, so its place is unknown; export the original series")
     width, height, _ = reader.GetSize()

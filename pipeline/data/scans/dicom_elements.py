@@ -22,7 +22,7 @@ _DEFLATED = (DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.
 _PIXELS = 0x7FE00010
 _ROWS, _COLUMNS, _BITS, _SAMPLES = _NUMBERS = [0x00280010, 0x00280011, 0x00280100, 0x00280002]
 _UNDEFINED = 0xFFFFFFFF
-_NOTHING_READ = 0  # bytes from which on pydicom goes by a value without reading it
+_DEFER_ALL = 0  # bytes from which on pydicom goes by a value without reading it
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _up_to_pixels(path: Path) -> tuple[dict[int, int], int | None]:
     # A map, unlike a file, never reads or goes behind its end, whatever length an element claims.
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         header = read_partial(content, at_pixels, specific_tags=_NUMBERS)
-        pixels = next(data_element_generator(content, *header.original_encoding, defer_size=_NOTHING_READ), None)
+        pixels = next(data_element_generator(content, *header.original_encoding, defer_size=_DEFER_ALL), None)
     if pixels is None:
         raise ValueError("no pixels")
     numbers = {_SAMPLES: 1}

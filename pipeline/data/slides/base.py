@@ -62,8 +62,8 @@ class Slide(ABC):
         self.pixel_um = credible_um(pixel_um)
         self.unreadable: list[Unreadable] = []
         self.notes: list[str] = []
-        self._lost: set[tuple[int, int, int]] = set()
-        self._lost_px = 0
+        self._known_unreadable: set[tuple[int, int, int]] = set()
+        self._unreadable_px = 0
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Return a region of level 0 as (height, width, 3) uint8 RGB; what cannot be read is white.
@@ -94,7 +94,7 @@ class Slide(ABC):
             try:
                 return self._averaged(level, size)
             except LevelError as error:
-                self._lose(Unreadable(level, 0, 0, self.height, self.width, str(error)))
+                self._add_unreadable(Unreadable(level, 0, 0, self.height, self.width, str(error)))
         return self._averaged(0, size)
 
     def close(self) -> None:  # noqa: B027 - an image in memory has nothing to close
@@ -120,12 +120,12 @@ class Slide(ABC):
         """Return the (rows, columns) in which a level is best read whole."""
         return _BLOCK_PX, _BLOCK_PX
 
-    def _lose(self, part: Unreadable) -> None:
+    def _add_unreadable(self, part: Unreadable) -> None:
         """List a part that cannot be read, once, and say so in one line of the log."""
         place = part.level, part.top, part.left
-        if place in self._lost:
+        if place in self._known_unreadable:
             return
-        self._lost.add(place)
+        self._known_unreadable.add(place)
         self.unreadable.append(part)
         if part.level > 0:
             _log.warning("%s: level %d cannot be read (%s); a finer one is used", self.path, part.level, part.reason)
@@ -134,8 +134,8 @@ class Slide(ABC):
             "%s: level 0: the %d x %d pixels at x=%d, y=%d cannot be read (%s); they count as unreadable",
             self.path, part.width, part.height, part.left, part.top, part.reason,
         )  # fmt: skip
-        self._lost_px += part.height * part.width
-        if self._lost_px >= self.height * self.width:
+        self._unreadable_px += part.height * part.width
+        if self._unreadable_px >= self.height * self.width:
             raise InputError(f"nothing of {self.path} can be read ({part.reason}); copy it anew")
 
     def _averaged(self, level: int, size: tuple[int, int]) -> np.ndarray:

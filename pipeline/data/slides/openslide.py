@@ -65,7 +65,7 @@ class OpenSlideSlide(Slide):
         return self._sizes
 
     def _read_level(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        if level > 0 or not self._touches_lost(top, left, height, width):
+        if level > 0 or not self._touches_unreadable(top, left, height, width):
             try:
                 return self._region(level, top, left, height, width)
             except self._library.OpenSlideError as error:
@@ -81,17 +81,17 @@ class OpenSlideSlide(Slide):
             for x in range(left // self._tile_width * self._tile_width, left + width, self._tile_width):
                 y0, y1 = max(top, y), min(top + height, y + self._tile_height)
                 x0, x1 = max(left, x), min(left + width, x + self._tile_width)
-                if (0, y, x) in self._lost:
+                if (0, y, x) in self._known_unreadable:
                     continue
                 try:
                     region[y0 - top : y1 - top, x0 - left : x1 - left] = self._region(0, y0, x0, y1 - y0, x1 - x0)
                 except self._library.OpenSlideError as error:
                     self._reopen()
                     rows, columns = min(self._tile_height, self.height - y), min(self._tile_width, self.width - x)
-                    self._lose(Unreadable(0, y, x, rows, columns, str(error)))
+                    self._add_unreadable(Unreadable(0, y, x, rows, columns, str(error)))
         return region
 
-    def _touches_lost(self, top: int, left: int, height: int, width: int) -> bool:
+    def _touches_unreadable(self, top: int, left: int, height: int, width: int) -> bool:
         """Tell whether a region holds pixels known to be damaged: reading it whole would end in an error again."""
         return any(
             part.level == 0

@@ -115,7 +115,7 @@ class TiffSlide(Slide):
         """Add a level, which keeps its number in the file's order also where it cannot be read."""
         self._levels.append(None if problem else level)
         if problem:
-            self._lose(Unreadable(len(self._levels) - 1, 0, 0, self.height, self.width, problem))
+            self._add_unreadable(Unreadable(len(self._levels) - 1, 0, 0, self.height, self.width, problem))
 
     def _level_sizes(self) -> list[tuple[int, int]]:
         return [(0, 0) if level is None else (level.height, level.width) for level in self._levels]
@@ -149,7 +149,7 @@ class TiffSlide(Slide):
             return self._cache[key]
         grid = self._levels[level]
         top, left = row * grid.rows, column * grid.columns
-        if (level, top, left) in self._lost:
+        if (level, top, left) in self._known_unreadable:
             return None
         try:
             segment = grid.read(row, column)
@@ -157,7 +157,7 @@ class TiffSlide(Slide):
             if level > 0:
                 raise LevelError(f"at x={left}, y={top} of it: {error}") from error
             height, width = min(grid.rows, self.height - top), min(grid.columns, self.width - left)
-            self._lose(Unreadable(level, top, left, height, width, str(error)))
+            self._add_unreadable(Unreadable(level, top, left, height, width, str(error)))
             return None
         if segment is not None:
             self._cache[key] = segment

@@ -8,7 +8,7 @@ vectors of unit length, by the first terms of its Taylor series:
     L       = mean_ij (k(f_i, f_j; student) - k(f_i, f_j; teacher))^2
 
 The original compares the images of a batch by one vector each. Here the vectors are those of regions, the means of the
-last tap over the cells of a grid in all images of the batch. A kernel has no channels: no adapter is needed.
+last tap over the squares of a grid in all images of the batch. A kernel has no channels: no adapter is needed.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class CorrelationCongruence(DistillationMethod):
         weight: weight of the term, which starts at about 0.01 to 0.15. A well-known collection of methods has 100.
         gamma: width of the kernel, above 0.
         order: terms of the Taylor series beside the constant one, from 1.
-        grid: cells per axis.
-        regions: at most so many cells of the whole batch are compared.
+        grid: regions per axis.
+        regions: at most so many regions of the whole batch are compared.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -4,13 +4,13 @@
 Zou et al., "CoCo DistillNet: a cross-layer correlation distillation network for pathological gastric cancer
 segmentation", IEEE BIBM 2021, arXiv 2108.12173. The authors' loss file is not public; the formula follows their words:
 
-    F_l = the tap l, averaged over N cells, each cell's vector of unit length       (C x N)
+    F_l = the tap l, averaged over N regions, each region's vector of unit length   (C x N)
     G_l = F_l^T F_l, each row of unit length                       (channel-mixed spatial similarity, N x N)
     M   = G_shallow G_deep                                         (cross-layer correlation, N x N)
     L   = mean((M_student - M_teacher)^2)
 
 M has no channels, so that taps of any channels are compared as they are: no paraphraser, no adapter. A factor 1 / N
-before M would only tie the weight to the number of cells; without it the values of M are about 1.
+before M would only tie the weight to the number of regions; without it the values of M are about 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE, KnowledgeDist
 from pipeline.distillation.methods.relations import NEGLIGIBLE, common_grid, largest_grid, region_vectors, unit_vectors
 from pipeline.distillation.settings import check_whole
 
-PLACES = 1024
+MOST_REGIONS = 1024
 
 
 class Correlation(NamedTuple):
@@ -39,7 +39,7 @@ class Correlation(NamedTuple):
 
 
 def cross_layer_correlation(shallow: torch.Tensor, deep: torch.Tensor) -> Correlation:
-    """Return M = G_shallow G_deep of two layers' cells, (B, N, C) and (B, N, C') of any channels, in factors.
+    """Return M = G_shallow G_deep of two layers' regions, (B, N, C) and (B, N, C') of any channels, in factors.
 
     With R the inverse lengths of the rows of G, G_1 G_2 = (R_1 F_1^T) (F_1 R_2 F_2^T) F_2, and the length of row i is
     sqrt(f_i^T (F F^T) f_i): the factors take N C^2 steps where G takes N^2 C and M itself N^3.
@@ -49,9 +49,9 @@ def cross_layer_correlation(shallow: torch.Tensor, deep: torch.Tensor) -> Correl
     return Correlation(_inverse_row_lengths(first) * first, middle, second)
 
 
-def _inverse_row_lengths(cells: torch.Tensor) -> torch.Tensor:
-    """Return one over the length of each row of cells cells^T, (B, N, 1); 0 for a cell without a direction."""
-    squared = ((cells @ (cells.transpose(1, 2) @ cells)) * cells).sum(dim=-1, keepdim=True)
+def _inverse_row_lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """Return one over the length of each row of vectors vectors^T, (B, N, 1); 0 for a vector without a direction."""
+    squared = ((vectors @ (vectors.transpose(1, 2) @ vectors)) * vectors).sum(dim=-1, keepdim=True)
     there = squared > NEGLIGIBLE
     return torch.where(there, torch.where(there, squared, 1.0).rsqrt(), 0.0)
 
@@ -67,7 +67,7 @@ class CoCoLoss(nn.Module):
     """Mean squared difference of the student's and the teacher's cross-layer correlations.
 
     Args:
-        grid: cells per axis that all four maps are averaged over, fewer where one of them is smaller.
+        grid: regions per axis that all four maps are averaged over, fewer where one of them is smaller.
     """
 
     def __init__(self, grid: int = 32) -> None:
@@ -76,14 +76,14 @@ class CoCoLoss(nn.Module):
 
     def forward(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the loss of (shallow, deep) maps (B, C, ...) of any channels and sizes; none reaches `teacher`."""
-        cells = common_grid(self.grid, *student, *teacher)
-        of_student = cross_layer_correlation(*(region_vectors(tap, cells) for tap in student))
+        grid_shape = common_grid(self.grid, *student, *teacher)
+        of_student = cross_layer_correlation(*(region_vectors(tap, grid_shape) for tap in student))
         with torch.no_grad():
-            of_teacher = cross_layer_correlation(*(region_vectors(tap, cells) for tap in teacher))
+            of_teacher = cross_layer_correlation(*(region_vectors(tap, grid_shape) for tap in teacher))
         # |a - b|^2 by inner products, which need no N x N matrix; rounding may leave -1e-7 where both are equal.
         squares = inner_product(of_student, of_student) + inner_product(of_teacher, of_teacher)
         distance = squares - 2 * inner_product(of_student, of_teacher)
-        return (distance / math.prod(cells) ** 2).mean().clamp(min=0)
+        return (distance / math.prod(grid_shape) ** 2).mean().clamp(min=0)
 
 
 class CoCo(DistillationMethod):
@@ -92,12 +92,12 @@ class CoCo(DistillationMethod):
     Args:
         pair: the two networks.
         weight: weight of the term, which starts at about 0.03 to 1. The authors' is 1, for a form that is not known.
-        grid: cells per axis, at most 1024 in all: by default 32 for images and 10 for volumes.
+        grid: regions per axis, at most 1024 in all: by default 32 for images and 10 for volumes.
     """
 
     def __init__(self, pair: NetworkPair, *, weight: float = 2.0, grid: int | None = None) -> None:
         super().__init__({"coco": weight})
-        most = largest_grid(PLACES, pair.spatial_dims)
+        most = largest_grid(MOST_REGIONS, pair.spatial_dims)
         self.loss = CoCoLoss(most if grid is None else check_whole("coco", "grid", grid, 2, most))
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

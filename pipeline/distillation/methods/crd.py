@@ -8,7 +8,7 @@ Oord et al., arXiv 1807.03748) and without its memory of embeddings:
     L   = mean_i -log( exp(u_i . v_i / T) / sum_j exp(u_i . v_j / T) ),   and the same with u and v exchanged, halved
 
 The original has one embedding for each image and draws 16,384 others from a memory. Here the embeddings are those of
-regions, the cells of a grid over the deep taps; the other regions of the image and of the batch are the negatives. Many
+regions, the squares of a grid over the deep taps; the others of the image and of the batch are the negatives. Many
 regions of a scan look alike (air, background); what the loss has of telling those apart cannot be learned.
 """
 
@@ -45,14 +45,14 @@ class ContrastiveRepresentation(DistillationMethod):
             the cross-entropy's size. The authors use 0.8, comparisons on small class images 0.2.
         temperature: T; 0.07 in the authors' code, 0.1 in later comparisons.
         dimensions: of the embeddings, 128 as in the authors' code.
-        grid: cells per axis.
-        regions: at most so many cells of the whole batch are compared.
+        grid: regions per axis.
+        regions: at most so many regions of the whole batch are compared.
 
     Raises:
         InputError: a setting that is not positive, or a grid or number of regions out of range.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -22,24 +22,24 @@ from pipeline.distillation.settings import check_number
 TEMPERATURE = 4.0
 
 
-def place_log_probabilities(maps: torch.Tensor, temperature: float, places: torch.Tensor | None = None) -> torch.Tensor:
+def spatial_log_probabilities(maps: torch.Tensor, temperature: float, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Return the logarithm of the softmax over the places of each channel, (B, C, N) of maps (B, C, ...).
 
     Args:
         maps: (B, C, ...).
         temperature: tau > 0.
-        places: (B, 1, ...) bool, the places that take part, all by default; the others come back as 0.
+        mask: (B, 1, ...) bool, the places that take part, all by default; the others come back as 0.
     """
     scaled = maps.flatten(2) / temperature
-    if places is None:
+    if mask is None:
         return F.log_softmax(scaled, dim=2)
-    apart = ~places.flatten(2)
+    outside = ~mask.flatten(2)
     lowest = torch.finfo(scaled.dtype).min  # not -inf, which gives NaN where no place takes part
-    return F.log_softmax(scaled.masked_fill(apart, lowest), dim=2).masked_fill(apart, 0.0)
+    return F.log_softmax(scaled.masked_fill(outside, lowest), dim=2).masked_fill(outside, 0.0)
 
 
 def channel_divergence(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float, places: torch.Tensor | None = None
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return tau^2 KL(teacher || student) over the places of a channel, the mean over channels and batch.
 
@@ -47,10 +47,10 @@ def channel_divergence(
         student: (B, C, ...).
         teacher: (B, C, ...), of the same size; no gradient reaches it.
         temperature: tau > 0.
-        places: see `place_log_probabilities`; an image without any counts as 0.
+        mask: see `spatial_log_probabilities`; an image without any counts as 0.
     """
     of_student, of_teacher = (
-        place_log_probabilities(maps, temperature, places) for maps in (student, teacher.detach())
+        spatial_log_probabilities(maps, temperature, mask) for maps in (student, teacher.detach())
     )
     divergence = F.kl_div(of_student, of_teacher, reduction="none", log_target=True).sum(dim=2)
     return temperature**2 * divergence.mean()

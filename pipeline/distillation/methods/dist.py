@@ -60,7 +60,7 @@ class StrongerTeacher(DistillationMethod):
         intra: weight of the term over pixels; likewise. Both terms start at about 1 or below.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(self, pair: NetworkPair, *, weight: float = 1.0, inter: float = 1.0, intra: float = 1.0) -> None:
         super().__init__({"dist_inter": weight * inter, "dist_intra": weight * intra})

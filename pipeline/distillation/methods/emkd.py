@@ -73,7 +73,7 @@ class EfficientMedical(DistillationMethod):
         p: power of the activations in the importance maps, from 1.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.errors import InputError
-from pipeline.processes.distributed import ranks
+from pipeline.processes.distributed import world_size
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -58,7 +58,7 @@ def check_twice_differentiable(method: str, network: nn.Module) -> None:
 
     Batch normalisation that several GPUs share is the case: torch has no second derivative of it.
     """
-    if ranks() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
+    if world_size() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         raise InputError(
             f"{method} differentiates the student twice, which batch normalisation over several GPUs cannot: "
             "train on one GPU"

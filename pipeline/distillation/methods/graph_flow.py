@@ -127,7 +127,7 @@ class GraphFlowLoss(nn.Module):
         self.patch, self.edge, self.reduction, self.node_norm = patch, edge, reduction, node_norm
         self.centred = centred
         # Sums, medians and means over the batch are those of all processes.
-        self.needs_whole_batch = reduction == "sum" or edge == "cosine" or node_norm == "bounded" or centred
+        self.needs_global_batch = reduction == "sum" or edge == "cosine" or node_norm == "bounded" or centred
 
     def forward(
         self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]
@@ -186,7 +186,7 @@ class GraphFlow(DistillationMethod):
         adapters: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__({"vertices": vertices, "edges": edges})
-        self.loss, self.needs_whole_batch = loss, loss.needs_whole_batch
+        self.loss, self.needs_global_batch = loss, loss.needs_global_batch
         self.paraphrasers = FrozenParaphrasers(paraphrasers)
         self.adapters = nn.ModuleList(adapters or (nn.Identity(), nn.Identity()))
 

@@ -7,7 +7,7 @@ Liu et al., "Knowledge Distillation via Instance Relationship Graph", CVPR 2019:
     edges      mean_ij (d_ij(student) - d_ij(teacher))^2,                 d_ij = |f_i - f_j|^2 / max
     transform  mean_i (t_i(student) - t_i(teacher))^2,                    t_i  = |f_i(deep) - f_i(shallow)|^2 / max
 
-The original's graph has the images of a batch as vertices. Here they are regions, the means over the cells of a grid in
+The original's graph has the images of a batch as vertices. Here they are regions, the means over squares of a grid in
 all images of the batch; the edges term is the mean over the taps. Distances have no channels: no adapter is needed.
 Where a network's two layers differ in channels, neighbouring channels of the wider one are averaged.
 """
@@ -57,11 +57,11 @@ class RelationshipGraph(DistillationMethod):
             weights of a well-known collection of methods are 0.1, 5 and 5.
         edges: weight of the edges, which start at about 0.02.
         transform: weight of the change from the first to the last tap, which starts at about 0.02 to 0.05.
-        grid: cells per axis.
-        regions: at most so many cells of the whole batch are compared.
+        grid: regions per axis.
+        regions: at most so many regions of the whole batch are compared.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class RelationshipGraph(DistillationMethod):
         """Return the terms `irg_vertices`, `irg_edges` and `irg_transform`."""
         teacher = teacher.detach()
         maps = [(*view.features, view.logits) for view in (student, teacher)]
-        cells = common_grid(self.grid, *maps[0], *maps[1])
+        grid_shape = common_grid(self.grid, *maps[0], *maps[1])
         of_student, of_teacher = (
-            [evenly_spaced_rows(region_vectors(one, cells).flatten(0, 1), self.regions) for one in of_network]
+            [evenly_spaced_rows(region_vectors(one, grid_shape).flatten(0, 1), self.regions) for one in of_network]
             for of_network in maps
         )
         taps = zip(of_student[:-1], of_teacher[:-1], strict=True)

@@ -39,7 +39,7 @@ class Generator(nn.Sequential):
         )
 
 
-def visible_places(features: torch.Tensor, hidden: float) -> torch.Tensor:
+def random_mask(features: torch.Tensor, hidden: float) -> torch.Tensor:
     """Return a mask (B, 1, ...) for features (B, C, ...): each place is 0 with probability `hidden`, otherwise 1.
 
     Torch's own generator draws it, whose state a checkpoint keeps.
@@ -72,6 +72,6 @@ class MaskedGeneration(DistillationMethod):
             self.adapters, self.generators, student.features, teacher.features, strict=True
         ):
             aligned = adapter(mine, theirs)
-            generated = generator(visible_places(aligned, self.hidden) * aligned)
+            generated = generator(random_mask(aligned, self.hidden) * aligned)
             losses.append(F.mse_loss(generated, theirs.detach()))
         return {"mgd": torch.stack(losses).mean()}

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.connector import connectors_of
 from pipeline.distillation.settings import check_number
-from pipeline.processes.whole_batch import gather_batch
+from pipeline.processes.global_batch import gather_batch
 
 
 def partial_distance(student: torch.Tensor, teacher: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:

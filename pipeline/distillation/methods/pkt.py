@@ -50,13 +50,13 @@ class ProbabilisticTransfer(DistillationMethod):
         pair: only its networks' taps matter; channels and sizes may differ.
         weight: of the term, which starts at about 0.005 to 0.2: the probabilities of N regions are all about 1 / N.
             Common code weighs the mean over all N^2 pairs by 10000, which is 10000 / N here: 10 for N = 1000.
-        grid: cells per axis of the grid of regions; of a batch with more than 1024, so many are taken, evenly spread.
+        grid: regions per axis; of a batch with more than 1024, so many are taken, evenly spread.
 
     Raises:
         InputError: `grid` is not a whole number from 1.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(self, pair: NetworkPair, *, weight: float = 10.0, grid: int = 4) -> None:
         super().__init__({"pkt": weight})

@@ -55,7 +55,7 @@ class ClassPrototypes(DistillationMethod):
         InputError: `balance` is no number from 0 to 1.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

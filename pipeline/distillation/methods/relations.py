@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the methods that relate places to each other share: regions of a map, directions and distances."""
+"""What the methods that relate regions to each other share: regions of a map, directions and distances."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.distillation.settings import check_whole
 NEGLIGIBLE = 1e-12
 
 
-def largest_grid(places: int, spatial_dims: int) -> int:
-    """Return the most cells per axis with which a map has at most `places` cells: 32 in 2D and 10 in 3D for 1024."""
+def largest_grid(most_regions: int, spatial_dims: int) -> int:
+    """Return the most regions per axis that make at most `most_regions` in all: 32 in 2D and 10 in 3D for 1024."""
     side = 1
-    while (side + 1) ** spatial_dims <= places:
+    while (side + 1) ** spatial_dims <= most_regions:
         side += 1
     return side
 
@@ -26,19 +26,19 @@ def check_regions(method: str, grid: int, regions: int, most: int = 4096) -> tup
     """Return the settings of a method that relates regions, checked.
 
     Raises:
-        InputError: the grid is not from 1 to 32 cells per axis, or the regions are not from 2 to `most`.
+        InputError: the grid is not from 1 to 32 regions per axis, or the regions are not from 2 to `most`.
     """
     return check_whole(method, "grid", grid, 1, 32), check_whole(method, "regions", regions, 2, most)
 
 
 def common_grid(grid: int, *maps: torch.Tensor) -> tuple[int, ...]:
-    """Return the cells per axis that all maps (B, C, ...) can be pooled to: `grid`, or fewer where one is smaller."""
+    """Return the regions per axis that all maps (B, C, ...) can be pooled to: `grid`, or fewer where one is smaller."""
     return tuple(min(grid, *sides) for sides in zip(*(one.shape[2:] for one in maps), strict=True))
 
 
-def region_vectors(features: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
-    """Return the mean vector of each cell of a map (B, C, ...), as (B, N, C) with N the product of `cells`."""
-    return resized(features, cells).flatten(2).transpose(1, 2)
+def region_vectors(features: torch.Tensor, grid_shape: Sequence[int]) -> torch.Tensor:
+    """Return the mean vector of each region of a map (B, C, ...), as (B, N, C) with N the product of `grid_shape`."""
+    return resized(features, grid_shape).flatten(2).transpose(1, 2)
 
 
 def evenly_spaced_rows(vectors: torch.Tensor, most: int) -> torch.Tensor:
@@ -56,13 +56,13 @@ def batch_regions(
 
     Args:
         student: (B, C_student, ...).
-        teacher: (B, C_teacher, ...), of any size; the regions are cells of a grid that both can be pooled to.
-        grid: cells per axis.
+        teacher: (B, C_teacher, ...), of any size; the grid of regions is one that both can be pooled to.
+        grid: regions per axis.
         most: at most so many regions, evenly taken from the batch: relations of N regions need N^2 values.
     """
-    cells = common_grid(grid, student, teacher)
+    grid_shape = common_grid(grid, student, teacher)
     of_student, of_teacher = (
-        evenly_spaced_rows(region_vectors(features, cells).flatten(0, 1), most) for features in (student, teacher)
+        evenly_spaced_rows(region_vectors(features, grid_shape).flatten(0, 1), most) for features in (student, teacher)
     )
     return of_student, of_teacher
 

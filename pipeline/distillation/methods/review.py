@@ -9,7 +9,7 @@ Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.
     L   = mean over taps of sum_l w_l mean (pool_l(r_i) - pool_l(t_i))^2 / sum_l w_l
 
 The levels of the hierarchical context loss, the last line: the map as it is, w = 1, then the means over 4, 2 and 1
-cells per axis, each with half the weight of the one before. Levels of as many cells as the map, or more, are left out.
+regions per axis, each with half the weight of the one before. Levels no smaller than the map are left out.
 The formula is dense as it stands. The authors add up the taps, we take the mean. All c, d and e train beside the
 student.
 """
@@ -28,7 +28,7 @@ MOST_CHANNELS = 512  # of the fused maps, as in the authors' code
 
 
 def hierarchical_context_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean of the squared differences of two maps and of their means over 4, 2 and 1 cells.
+    """Return the weighted mean of the squared differences of two maps and of their means over 4, 2 and 1 regions.
 
     Args:
         student: (B, C, ...).
@@ -36,11 +36,11 @@ def hierarchical_context_loss(student: torch.Tensor, teacher: torch.Tensor) -> t
     """
     teacher = teacher.detach()
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
-    for cells in LEVELS:
-        if cells >= min(teacher.shape[2:]):
+    for per_axis in LEVELS:
+        if per_axis >= min(teacher.shape[2:]):
             continue
         weight /= 2
-        grid = (cells,) * (teacher.ndim - 2)
+        grid = (per_axis,) * (teacher.ndim - 2)
         loss = loss + weight * F.mse_loss(resized(student, grid), resized(teacher, grid))
         total += weight
     return loss / total

@@ -7,7 +7,7 @@ Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068, w
     angle     mean_ijk h(c_ijk(student), c_ijk(teacher)),  c_ijk = e_ij . e_kj,  e_ij = (f_i - f_j) / |f_i - f_j|
 
 The original compares the images of a batch by one vector each. Here the vectors are those of regions, the means of the
-last tap over the cells of a grid in all images of the batch. Neither has channels: no adapter is needed.
+last tap over the squares of a grid in all images of the batch. Neither has channels: no adapter is needed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.relations import batch_regions, check_regions, unit_vectors
 
 # A share of the root mean square distance, above what rounding leaves between equal regions.
-NEAR = 1e-3
+SMALLEST_DISTANCE = 1e-3
 
 
 def differences(vectors: torch.Tensor) -> torch.Tensor:
     """Return f_i - f_j of rows (N, C), (N, N, C) by [j, i]; zero, without a gradient, where two are almost equal.
 
-    Regions of air or glass differ by rounding alone: what is below `NEAR` of the usual distance has no direction.
+    Regions of air or glass differ by rounding alone: below `SMALLEST_DISTANCE` of the usual one they have no direction.
     """
     found = vectors[None] - vectors[:, None]
     squared = found.detach().square().sum(dim=-1, keepdim=True)
-    return found * (squared > NEAR**2 * squared.mean())
+    return found * (squared > SMALLEST_DISTANCE**2 * squared.mean())
 
 
 def relative_distances(apart: torch.Tensor) -> torch.Tensor:
@@ -54,11 +54,11 @@ class RelationalDistillation(DistillationMethod):
         weight: factor on both weights.
         distance: weight of the distances, which start at about 0.1 to 0.2; 25 in the paper.
         angle: weight of the angles, which start at about 0.1; 50 in the paper.
-        grid: cells per axis.
-        regions: at most so many cells N of the whole batch are compared; angles take N^3 values.
+        grid: regions per axis.
+        regions: at most so many regions N of the whole batch are compared; angles take N^3 values.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(
         self,

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured knowledge distillation: class probabilities of pixels, similarities of places, and an adversary.
+"""Structured knowledge distillation: class probabilities of pixels, similarities of regions, and an adversary.
 
 Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, arXiv 1903.04197:
 
     pixel-wise  -mean_x [ w(x) sum_k q_k(x; teacher) log q_k(x; student) ],  q the softmax of the logits
-    pair-wise   mean_ij (a_ij(student) - a_ij(teacher))^2,  a_ij = f_i . f_j / (|f_i| |f_j|),  f_i the maxima of cell i
+    pair-wise   mean_ij (a_ij(student) - a_ij(teacher))^2,  a_ij = f_i . f_j / (|f_i| |f_j|), f_i the maxima of region i
     holistic    -mean D(student's prediction), with D trained to tell it from the teacher's
 
 The authors weigh the three 10, 1 and 0.1 and sum the pixel-wise one over the batch. Here all are means over the batch,
 and the weights are 1, 10 and 0, set by gradients: the pixel-wise term pulls about as hard as the labels' loss, the
-pair-wise one of 2 x 2 cells, which starts at about 0.001, at a fifth of it. The adversary is left out by default: with
-0.01 it has a thousandth of the labels' gradient and takes two thirds of a step's time.
+pair-wise one of 2 x 2 regions, which starts at about 0.001, at a fifth of it. The adversary is left out by default:
+with 0.01 it has a thousandth of the labels' gradient and takes two thirds of a step's time.
 Their pixels count the same, w = 1; ours by their class, as in `kd`. Their code holds |f_i| constant; here it is
 differentiated, as in their formula.
 """
@@ -33,7 +33,7 @@ from pipeline.distillation.methods.relations import common_grid, largest_grid, u
 from pipeline.distillation.settings import check_number
 from pipeline.errors import InputError
 
-PLACES = 1024
+MOST_REGIONS = 1024
 
 
 def pixel_cross_entropy(
@@ -54,10 +54,10 @@ def pixel_cross_entropy(
     return (entropy * pixel_weights(known_classes(labels, teacher), teacher.shape[1], balance)).mean()
 
 
-def pairwise_similarity(features: torch.Tensor, cells: tuple[int, ...]) -> torch.Tensor:
-    """Return the cosines (B, N, N) between the channel-wise maxima of the N cells of a map (B, C, ...)."""
-    pool = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(cells)]
-    nodes = unit_vectors(pool(features, cells).flatten(2), dim=1)
+def pairwise_similarity(features: torch.Tensor, grid_shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the cosines (B, N, N) between the channel-wise maxima of the N regions of a map (B, C, ...)."""
+    pool = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(grid_shape)]
+    nodes = unit_vectors(pool(features, grid_shape).flatten(2), dim=1)
     return nodes.transpose(1, 2) @ nodes
 
 
@@ -65,7 +65,7 @@ class PairwiseLoss(nn.Module):
     """Mean squared difference of two maps' pair-wise similarities; channels and sizes may differ.
 
     Args:
-        nodes: cells per axis, fewer where a map is smaller.
+        nodes: regions per axis, fewer where a map is smaller.
     """
 
     def __init__(self, nodes: int = 2) -> None:
@@ -74,8 +74,8 @@ class PairwiseLoss(nn.Module):
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Return the loss of two maps (B, C, ...); no gradient reaches `teacher`."""
-        cells = common_grid(self.nodes, student, teacher)
-        of_student, of_teacher = (pairwise_similarity(features, cells) for features in (student, teacher.detach()))
+        grid_shape = common_grid(self.nodes, student, teacher)
+        of_student, of_teacher = (pairwise_similarity(features, grid_shape) for features in (student, teacher.detach()))
         return F.mse_loss(of_student, of_teacher)
 
 
@@ -86,7 +86,7 @@ class PixelPairDistillation(DistillationMethod):
         pair: the two networks.
         pixel: weight of the pixel-wise term.
         pairwise: weight of the pair-wise term.
-        scale: side of a cell as a share of the map's: the published 0.5 gives 2 x 2 cells.
+        scale: side of a region as a share of the map's: the published 0.5 gives 2 x 2 regions.
         balance: of the pixel-wise term, see `kd`; the authors have 0.
     """
 
@@ -101,9 +101,9 @@ class PixelPairDistillation(DistillationMethod):
     ) -> None:
         super().__init__({"skd_pixel": pixel, "skd_pair": pairwise})
         nodes = math.ceil(1 / check_number("skd", "scale", scale, most=0.5) - 1e-9)
-        most = largest_grid(PLACES, pair.spatial_dims)  # similarities of N cells take N^2 values
+        most = largest_grid(MOST_REGIONS, pair.spatial_dims)  # similarities of N regions take N^2 values
         if nodes > most:
-            raise InputError(f"skd: scale is {scale}; it must be at least 1/{most}, for at most {most} cells per axis")
+            raise InputError(f"skd: scale is {scale}; it must be at least 1/{most}, for at most {most} regions an axis")
         self.loss, self.balance = PairwiseLoss(nodes), check_balance("skd", balance)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:

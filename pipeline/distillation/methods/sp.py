@@ -46,13 +46,13 @@ class SimilarityPreserving(DistillationMethod):
         pair: only its networks' taps matter; channels and sizes may differ.
         weight: of the term, which starts at about 0.1 to 2. The authors' 3000 with their division by the squared number
             of rows N is 3000 / N here: 23 for their batches of 128, which would drown a mean cross-entropy.
-        grid: cells per axis of the grid of regions; of a batch with more than 1024, so many are taken, evenly spread.
+        grid: regions per axis; of a batch with more than 1024, so many are taken, evenly spread.
 
     Raises:
         InputError: `grid` is not a whole number from 1.
     """
 
-    needs_whole_batch = True
+    needs_global_batch = True
 
     def __init__(self, pair: NetworkPair, *, weight: float = 1.0, grid: int = 4) -> None:
         super().__init__({"sp": weight})

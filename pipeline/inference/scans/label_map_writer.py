@@ -72,16 +72,16 @@ class LabelMapWriter(CaseWriter):
         else:
             pairs = list(zip(batch["case"], output["pred"], strict=True))
         for case, prediction in pairs:
-            check_on_own_grid(prediction, self.scans.place(case))
+            check_on_own_grid(prediction, self.scans.geometry_of(case))
             self.write(case, prediction)
 
     def write(self, case: str, prediction: torch.Tensor) -> Path:
         """Write label map and description of one scan from its labels (1, X, Y, Z) uint8; returns the map."""
-        scan = self.scans.place(case)
+        scan = self.scans.geometry_of(case)
         labels = prediction[0].detach().cpu().numpy()
         path = self._path(case, ".nii.gz")
         write_label_map(path, labels, scan)
-        description = {**self._description(case, scan, labels), **self._work(case, path)}
+        description = {**self._description(case, scan, labels), **self._completion_record(case, path)}
         write_json(self._path(case, ".json"), description)
         self._add(path, description)
         logger.info("%s: %.1f s, %s", case, description["seconds"], path)

@@ -38,5 +38,5 @@ class LabelledScanDataset(ScanDataset):
         item = super()._read(scan)
         if item is None:
             raise InputError(f"case {scan.case}: {self.failures[-1].error}")
-        label = read_label(self._label_files[scan.case], like=self.place(scan.case), labels=self._known)
+        label = read_label(self._label_files[scan.case], like=self.geometry_of(scan.case), labels=self._known)
         return {**item, "label": as_loaded(label)[None]}

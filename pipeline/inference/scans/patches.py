@@ -68,9 +68,9 @@ class PatchInferer(VolumeInferer):
         for seen, done in self._slabs(volume.shape[2]):
             slab = volume[None, None, ..., seen].to(device)
 
-            def run(patches: Tensor, places: list[list[slice]], start: int = seen.start) -> Tensor:
+            def run(patches: Tensor, locations: list[list[slice]], start: int = seen.start) -> Tensor:
                 """Return the checked logits of patches of this slab."""
-                return self._logits(patches, places, start, network, *args, **kwargs)
+                return self._logits(patches, locations, start, network, *args, **kwargs)
 
             logits = self._blend(slab, run)
             logits = logits[0, ..., done.start - seen.start : done.stop - seen.start]
@@ -85,7 +85,7 @@ class PatchInferer(VolumeInferer):
         """
         patch = min(self.patch_size[2], depth)
         step = max(int(patch * (1 - self.overlap)), 1)
-        starts = [int(place[0].start) for place in dense_patch_slices((depth,), (patch,), (step,))]
+        starts = [int(location[0].start) for location in dense_patch_slices((depth,), (patch,), (step,))]
         each = max(self.slices_per_slab // step, 1)
         for first in range(0, len(starts), each):
             last = min(first + each, len(starts)) - 1
@@ -94,17 +94,17 @@ class PatchInferer(VolumeInferer):
             yield slice(reaching, starts[last] + patch), slice(begin, end)
 
     def _logits(
-        self, patches: Tensor, places: list[list[slice]], start: int, network: Network, *args: Any, **kwargs: Any
+        self, patches: Tensor, locations: list[list[slice]], start: int, network: Network, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return float32 logits (N, K, x, y, z) of patches, which lie at `places` of a slab that begins at `start`."""
+        """Return float32 logits (N, K, x, y, z) of patches at `locations` of a slab that begins at `start`."""
         with torch.autocast(patches.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             logits = self._run_network(patches, network, *args, **kwargs)
         if logits.shape[1] > _MOST_CLASSES:
             raise InputError(f"the network gives {logits.shape[1]} classes; a label map holds {_MOST_CLASSES} at most")
-        check_finite(logits, lambda i: f"the patch that begins at voxel {_corner(places[i], start)}")
+        check_finite(logits, lambda i: f"the patch that begins at voxel {_corner(locations[i], start)}")
         return logits.float()
 
 
-def _corner(place: list[slice], start: int) -> tuple[int, int, int]:
-    x, y, z = (int(axis.start) for axis in place[-3:])
+def _corner(location: list[slice], start: int) -> tuple[int, int, int]:
+    x, y, z = (int(axis.start) for axis in location[-3:])
     return x, y, z + start

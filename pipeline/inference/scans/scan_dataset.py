@@ -26,16 +26,16 @@ class Scan(Source):
 
 
 def find_scans(inputs: Inputs) -> list[Source]:
-    """Return the scans behind `inputs`: a file, a folder of files and DICOM series folders, one series, or a list.
+    """Return the scans of `inputs`: a file, a folder of files and DICOM series folders, one series, or a list.
 
     A `Scan` in a list keeps the case name that it has; files bear the name of the file, series that of the folder.
     Hidden files and files of other formats in a folder are passed over. Raises `InputError` for paths that are
     missing (all of them in one message), a folder without scans, and two scans of one case name.
     """
-    return find_sources(inputs, ScanDataset.noun, _sources_of)
+    return find_sources(inputs, ScanDataset.noun, _scans_in)
 
 
-def _sources_of(path: Path) -> list[Source]:
+def _scans_in(path: Path) -> list[Source]:
     # A folder named like a file is no folder of scans: read_volume says so.
     return _in_folder(path) if path.is_dir() and scan_suffix(path) is None else [Scan(_case_of(path), path)]
 
@@ -66,8 +66,8 @@ class ScanDataset(SourceDataset):
 
     The image records what was done to it, which `Preprocessing.to_own_grid` undoes for its labels. A scan that cannot
     be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder; a single bad scan
-    raises `InputError`. `place(case)` tells where a scan came from. Under torch.distributed each rank reads its share.
-    Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
+    raises `InputError`. `geometry_of(case)` tells what grid a scan came on. Under torch.distributed each rank reads its
+    share. Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
     """
 
     noun = "scan"
@@ -75,18 +75,18 @@ class ScanDataset(SourceDataset):
     def __init__(self, inputs: Inputs, preprocessing: Preprocessing) -> None:
         super().__init__(find_scans(inputs))
         self.preprocessing = preprocessing
-        self._places: dict[str, Volume] = {}
+        self._geometries: dict[str, Volume] = {}
 
     def _item(self, source: Source) -> dict[str, Any]:
         volume = read_volume(source.path)
-        self._places[source.case] = _without_voxels(volume)
+        self._geometries[source.case] = _without_voxels(volume)
         image = as_loaded(volume)
         del volume  # or its voxels would stay beside the preprocessed ones
         return {"image": self.preprocessing.of_image(image), "case": source.case}
 
-    def place(self, case: str) -> Volume:
+    def geometry_of(self, case: str) -> Volume:
         """Return path, affine, header and notes of a scan that was read; its array has the shape but no memory."""
-        return self._places[case]
+        return self._geometries[case]
 
 
 def _without_voxels(volume: Volume) -> Volume:

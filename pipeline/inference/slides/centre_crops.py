@@ -104,7 +104,7 @@ class CentreCropInferer(Inferer):
         for start, crops in self._batches(image):
             images = torch.stack([self.preprocessing.of_image(crop) for crop in crops.to(device)])
             logits = self._logits(images, network, *args, **kwargs)[..., self._kept, self._kept]
-            check_finite(logits, lambda index, start=start: self._place(image, start + index))
+            check_finite(logits, lambda index, start=start: self._crop_location(image, start + index))
             # max gives the indices of argmax, the first of equals, in a sixth of the time on CPU (torch 2.13).
             centres.append(logits.max(dim=1, keepdim=True).indices.to(torch.uint8).to(image.device))
         return self._edge_to_edge(torch.cat(centres), image)
@@ -127,7 +127,7 @@ class CentreCropInferer(Inferer):
         top, left = row * self.stride_px, column * self.stride_px
         return image[:, rows[top : top + self.tile_px, None], columns[left : left + self.tile_px]]
 
-    def _place(self, image: Tensor, number: int) -> str:
+    def _crop_location(self, image: Tensor, number: int) -> str:
         """Return in words where a crop lies: the middle of its centre, in pixels of the image."""
         y, x = (index * self.stride_px + self.stride_px // 2 for index in divmod(number, self._crops(image)[1]))
         return f"the crop around x={x}, y={y}"

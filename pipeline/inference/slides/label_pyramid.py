@@ -118,16 +118,16 @@ class _StripStore:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._places: list[tuple[int, int, tuple[int, int]]] = []
+        self._strip_positions: list[tuple[int, int, tuple[int, int]]] = []
 
     def append(self, strip: np.ndarray) -> None:
-        """Write a strip (rows, width) uint8 behind the others."""
+        """Write a strip (rows, width) uint8 after the others."""
         content = zlib.compress(np.ascontiguousarray(strip), 1)
         offset = self._file.seek(0, 2)
         self._file.write(content)
-        self._places.append((offset, len(content), strip.shape))
+        self._strip_positions.append((offset, len(content), strip.shape))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for offset, length, shape in self._places:
+        for offset, length, shape in self._strip_positions:
             self._file.seek(offset)
             yield np.frombuffer(zlib.decompress(self._file.read(length)), np.uint8).reshape(shape)

@@ -25,15 +25,15 @@ class SlideFile(Source):
 
 
 def find_slides(inputs: Inputs) -> list[Source]:
-    """Return the slides behind `inputs`: a file, a folder of files, or a list of both and of `SlideFile`.
+    """Return the slides of `inputs`: a file, a folder of files, or a list of both and of `SlideFile`.
 
     Cases bear the name of the file without its suffix. Hidden files and files of other formats in a folder are passed
     over. Raises `InputError` for missing paths, a folder without slides, and two slides of one case name.
     """
-    return find_sources(inputs, SlideDataset.noun, _sources_of)
+    return find_sources(inputs, SlideDataset.noun, _slides_in)
 
 
-def _sources_of(path: Path) -> list[Source]:
+def _slides_in(path: Path) -> list[Source]:
     if not path.is_dir() or is_slide(path):
         return [SlideFile(path.stem, path)]
     entries = [entry for entry in visible_entries(path) if is_slide(entry)]

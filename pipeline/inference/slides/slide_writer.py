@@ -82,17 +82,17 @@ class SlideLabelWriter(CaseWriter):
             ):
                 write_label_pyramid(temporary, observed, bands.shape, slide.pixel_um)
                 write_png(self._path(case, "_overview.png"), overview.picture())
-                damaged = bool(_lost(slide) or _notes_on_levels(slide))
+                damaged = bool(_unreadable_parts(slide) or _notes_on_levels(slide))
                 description = self._description(case, bands, overview, counts)
-                description |= self._work(case, temporary, damaged)
+                description |= self._completion_record(case, temporary, damaged)
                 write_json(self._path(case, ".json"), description)
         except OSError as error:
             raise InputError(
                 f"cannot write {path}: {error.strerror}; free some space or choose another folder"
             ) from error
         self._add(path, description)
-        lost = _lost(slide)
-        damage = ([_named(lost, path)] if lost else []) + _notes_on_levels(slide)
+        parts = _unreadable_parts(slide)
+        damage = ([_named(parts, path)] if parts else []) + _notes_on_levels(slide)
         if damage:
             self.dataset.record(self._sources[case], "; ".join(damage))
         logger.info("%s: %.1f s, %s", case, description["seconds"], path)
@@ -122,7 +122,7 @@ class SlideLabelWriter(CaseWriter):
             },
             "tiles": {"total": tiles.total, "run": tiles.run, "background": tiles.total - tiles.run},
             "unreadable_pixels": int(counts[UNREADABLE]),
-            "unreadable": [asdict(part) for part in _lost(slide)],
+            "unreadable": [asdict(part) for part in _unreadable_parts(slide)],
             "notes": [*slide.notes, *_notes_on_levels(slide)],
             "seconds": round(self.dataset.seconds_since_start(case), 3),
         }
@@ -145,7 +145,7 @@ def _share(inside: np.ndarray, tissue: np.ndarray | None) -> float | None:
     return round(float(inside[tissue].mean()), 6)
 
 
-def _lost(slide: Slide) -> list[Unreadable]:
+def _unreadable_parts(slide: Slide) -> list[Unreadable]:
     """Return the unreadable parts of level 0, which the label map lacks."""
     return [part for part in slide.unreadable if part.level == 0]
 
@@ -158,7 +158,7 @@ def _notes_on_levels(slide: Slide) -> list[str]:
     ]
 
 
-def _named(lost: list[Unreadable], path: Path) -> str:
-    named = [f"{part.width} x {part.height} at x={part.left}, y={part.top} ({part.reason})" for part in lost]
+def _named(parts: list[Unreadable], path: Path) -> str:
+    named = [f"{part.width} x {part.height} at x={part.left}, y={part.top} ({part.reason})" for part in parts]
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
     return f"unreadable pixels, {UNREADABLE} in {path}: {'; '.join(named[:_MOST_NAMED])}{more}; copy the slide anew"

@@ -34,7 +34,7 @@ class TileSource(Protocol):
     def region(self, top: int, left: int, height: int, width: int) -> Tensor:
         """Return a region inside the image as (C, height, width), raw values."""
 
-    def lost(self) -> list[Unreadable]:
+    def unreadable(self) -> list[Unreadable]:
         """Return the parts that are known to be unreadable so far."""
 
 
@@ -51,7 +51,7 @@ class TensorSource:
         """Return a view."""
         return self._image[:, top : top + height, left : left + width]
 
-    def lost(self) -> list[Unreadable]:
+    def unreadable(self) -> list[Unreadable]:
         """Return nothing."""
         return []
 
@@ -73,7 +73,7 @@ class SlideSource:
             pixels.transpose(2, 0, 1).copy()
         )  # torch warns of the read-only arrays that Pillow gives
 
-    def lost(self) -> list[Unreadable]:
+    def unreadable(self) -> list[Unreadable]:
         """Return the damaged parts of level 0; those of smaller levels leave the labels as they are."""
         return [part for part in self._slide.unreadable if part.level == 0]
 
@@ -103,7 +103,7 @@ def tile_of(source: TileSource, top: int, left: int, tile_px: int) -> Tensor:
     return tile
 
 
-def surely_glass(thumbnail: np.ndarray, grid: TileGrid, background: float) -> np.ndarray:
+def find_glass_tiles(thumbnail: np.ndarray, grid: TileGrid, background: float) -> np.ndarray:
     """Return for each tile (rows, columns) whether a thumbnail (h, w, 3) shows that nothing but glass is there.
 
     All the thumbnail's pixels on the tile and next to it must be brighter than `background` in all channels, and by
@@ -123,7 +123,7 @@ def _span(start: int, tile_px: int, length: int, small: int) -> slice:
     return slice(start * small // length, -(-end * small // length))
 
 
-def read_ahead(items: Iterable[T]) -> Iterator[T]:
+def prefetch(items: Iterable[T]) -> Iterator[T]:
     """Yield `items` in order while a thread already fetches the next one; its errors arrive at the consumer."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tiles") as thread:

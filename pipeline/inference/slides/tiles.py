@@ -30,8 +30,8 @@ from pipeline.inference.slides.tile_sources import (
     TensorSource,
     TileSource,
     channels_of,
-    read_ahead,
-    surely_glass,
+    find_glass_tiles,
+    prefetch,
     tile_of,
 )
 from pipeline.networks import SavedModel
@@ -96,7 +96,7 @@ class TileInferer(Inferer):
         labels = torch.empty((len(images), 1, *images.shape[-2:]), dtype=torch.uint8, device=images.device)
         for image, target in zip(images, labels[:, 0], strict=True):
             top = 0
-            for band in self.sweep(TensorSource(image), network, args, kwargs):
+            for band in self.iterate_bands(TensorSource(image), network, args, kwargs):
                 target[top : top + len(band.labels)] = band.labels
                 top += len(band.labels)
         return MetaTensor(labels).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else labels
@@ -114,34 +114,34 @@ class TileInferer(Inferer):
             )
         return TileGrid(source.height, source.width, self.tile_px, self.step)
 
-    def sweep(
+    def iterate_bands(
         self,
         source: TileSource,
         network: Network,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-        unread: np.ndarray | None = None,
+        skipped: np.ndarray | None = None,
     ) -> Iterator[Band]:
-        """Yield the bands of an image from the top down; `unread` marks the tiles (rows, columns) to pass over."""
+        """Yield the bands of an image from the top down; `skipped` marks the tiles (rows, columns) to pass over."""
         grid = self.grid(source, source.name)
         blender = BandBlender(grid, device_of(network, source.device))
         tiles_run = 0
-        with closing(read_ahead(self._batches(source, grid, unread))) as batches:
+        with closing(prefetch(self._batches(source, grid, skipped))) as batches:
             for batch in batches:
                 tiles_run += self._add(blender, batch, network, args, kwargs or {})
                 if batch.ends_row:
-                    yield Band(blender.next_band(grid.band(batch.row)[1]), tiles_run, batch.lost)
+                    yield Band(blender.next_band(grid.band(batch.row)[1]), tiles_run, batch.unreadable)
                     tiles_run = 0
 
-    def _batches(self, source: TileSource, grid: TileGrid, unread: np.ndarray | None) -> Iterator[_Batch]:
+    def _batches(self, source: TileSource, grid: TileGrid, skipped: np.ndarray | None) -> Iterator[_Batch]:
         """Yield the tiles row by row, at least one batch a row, if only an empty one."""
         for row, top in enumerate(grid.tops):
-            lefts = [left for column, left in enumerate(grid.lefts) if unread is None or not unread[row, column]]
+            lefts = [left for column, left in enumerate(grid.lefts) if skipped is None or not skipped[row, column]]
             starts = range(0, max(1, len(lefts)), self.tiles_per_batch)
             for start in starts:
                 chosen = lefts[start : start + self.tiles_per_batch]
                 tiles = [tile_of(source, top, left, self.tile_px) for left in chosen]
-                yield _Batch(row, top, chosen, tiles, source.lost(), ends_row=start == starts[-1])
+                yield _Batch(row, top, chosen, tiles, source.unreadable(), ends_row=start == starts[-1])
 
     @torch.inference_mode()
     def _add(
@@ -172,7 +172,7 @@ class _Batch(NamedTuple):
     top: int
     lefts: list[int]
     tiles: list[Tensor]
-    lost: list[Unreadable]
+    unreadable: list[Unreadable]
     ends_row: bool
 
 
@@ -181,7 +181,7 @@ class Band(NamedTuple):
 
     labels: Tensor
     tiles_run: int
-    lost: list[Unreadable]
+    unreadable: list[Unreadable]
 
 
 @dataclass
@@ -237,20 +237,20 @@ class LabelBands:
 
     def _bands(self, grid: TileGrid, source: SlideSource) -> Iterator[np.ndarray]:
         self.tiles = TileCounts(total=len(grid.tops) * len(grid.lefts))
-        unread = None if self.background is None else surely_glass(self.thumbnail, grid, self.background)
-        sweep = self._inferer.sweep(source, self._network, self._args, self._kwargs, unread)
+        skipped = None if self.background is None else find_glass_tiles(self.thumbnail, grid, self.background)
+        bands = self._inferer.iterate_bands(source, self._network, self._args, self._kwargs, skipped)
         for row in range(len(grid.tops)):
             # Not across the yield: what the consumer does with the network or with gradients is its own affair.
             with eval_mode(self._network) if self._evaluates else nullcontext():
-                band = next(sweep)
+                band = next(bands)
             self.tiles.run += band.tiles_run
-            yield _with_gaps(band, *grid.band(row))
+            yield _mark_unreadable(band, *grid.band(row))
 
 
-def _with_gaps(band: Band, top: int, rows: int) -> np.ndarray:
+def _mark_unreadable(band: Band, top: int, rows: int) -> np.ndarray:
     """Return the labels of a band with `UNREADABLE` where the slide could not be read."""
     labels = band.labels.cpu().numpy()
-    for part in band.lost:
+    for part in band.unreadable:
         first, last = max(part.top - top, 0), min(part.top + part.height - top, rows)
         if first < last:
             labels[first:last, part.left : part.left + part.width] = UNREADABLE

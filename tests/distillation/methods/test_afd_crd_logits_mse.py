@@ -103,7 +103,7 @@ def test_contrast_is_unchanged_by_order_and_length_and_best_at_equality():
 
 
 def test_a_single_region_has_nothing_to_be_told_from():
-    """One image and a grid of one cell: the term is 0 and its gradient too."""
+    """One image and a grid of one region: the term is 0 and its gradient too."""
     pair, (images, labels) = tiny_pair(), tiny_batch(batch=1)
     student, teacher = views(pair, images)
     term = ContrastiveRepresentation(pair, grid=1).double()(student, teacher, labels)["crd"]

@@ -19,19 +19,19 @@ def pair(**changes: object) -> NetworkPair:
     return NetworkPair(nn.Identity(), nn.Identity(), (6, 6), (4, 4), 3, **changes)
 
 
-def cells(*vectors: tuple[float, ...]) -> torch.Tensor:
+def map_of(*vectors: tuple[float, ...]) -> torch.Tensor:
     """Return a map (1, C, 1, N) with these vectors at its places."""
     return torch.tensor(vectors).T[None, :, None]
 
 
 def test_loss_by_hand():
-    """Two cells, at right angles in the shallow layer: G_shallow = I, so that M = G_deep.
+    """Two regions, at right angles in the shallow layer: G_shallow = I, so that M = G_deep.
 
     Student: equal in the deep layer, rows (1, 1) / sqrt 2. Teacher: at right angles there too, M = I. The differences
     are 1 / sqrt 2 - 1 on the diagonal and 1 / sqrt 2 beside it: the mean square is 1 - 1 / sqrt 2.
     """
-    across = cells((1.0, 0.0), (0.0, 2.0))
-    alike = cells((3.0, 0.0), (1.0, 0.0))
+    across = map_of((1.0, 0.0), (0.0, 2.0))
+    alike = map_of((3.0, 0.0), (1.0, 0.0))
     loss = CoCoLoss(grid=2)((across, alike), (across, across))
     torch.testing.assert_close(loss, torch.tensor(1 - 0.5**0.5))
 
@@ -70,7 +70,7 @@ def test_gradient_equals_the_numerical_one():
 
 
 @pytest.mark.parametrize(("dims", "most"), [(2, 32), (3, 10)])
-def test_grid_stays_within_1024_cells(dims, most):
+def test_grid_stays_within_1024_regions(dims, most):
     assert CoCo(pair(spatial_dims=dims)).loss.grid == most
     with pytest.raises(InputError, match=rf"coco: grid is {most + 1}; .* from 2 to {most}"):
         CoCo(pair(spatial_dims=dims), grid=most + 1)

@@ -73,7 +73,7 @@ def test_views_without_images_are_refused():
 def test_shared_batch_norm_of_several_processes_is_refused(monkeypatch):
     network = nn.Sequential(nn.SyncBatchNorm(2))
     check_twice_differentiable("sobolev", network)
-    monkeypatch.setattr("pipeline.distillation.methods.extra_runs.ranks", lambda: 2)
+    monkeypatch.setattr("pipeline.distillation.methods.extra_runs.world_size", lambda: 2)
     with pytest.raises(InputError, match="sobolev differentiates the student twice"):
         check_twice_differentiable("sobolev", network)
     check_twice_differentiable("sobolev", nn.Sequential(nn.BatchNorm2d(2)))

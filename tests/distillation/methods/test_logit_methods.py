@@ -112,7 +112,7 @@ def test_dist_of_alike_probabilities_has_a_bounded_gradient():
         student = (0.25 + spread * torch.arange(4.0) * torch.ones(4, 1)).requires_grad_()
         correlation_distance(student, teacher, 1).backward()
         assert float(student.grad.norm(dim=1).max()) <= 100 / 4
-    assert StrongerTeacher.needs_whole_batch
+    assert StrongerTeacher.needs_global_batch
 
 
 # --- dkd --------------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_processes_that_share_a_batch_make_the_terms_of_one(name):
     shares = [method(Tapped((), student[i::2]), Tapped((), teacher[i::2]), labels[i::2]) for i in (0, 1)]
     means = {term: float(sum(share[term] for share in shares)) / 2 for term in TERMS[name]}
     equal = all(means[term] == pytest.approx(float(whole[term]), rel=1e-5) for term in TERMS[name])
-    assert equal != method.needs_whole_batch
+    assert equal != method.needs_global_batch
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
-from pipeline.distillation.methods.mgd import Generator, MaskedGeneration, visible_places
+from pipeline.distillation.methods.mgd import Generator, MaskedGeneration, random_mask
 from pipeline.distillation.methods.prototypes import ClassPrototypes, prototype_loss
 from pipeline.distillation.methods.review import AttentionFusion, KnowledgeReview, hierarchical_context_loss
 from pipeline.errors import InputError
@@ -71,7 +71,7 @@ def test_generation_by_hand():
     torch.manual_seed(5)
     term = method(student, teacher, torch.zeros(1))["mgd"]
     torch.manual_seed(5)
-    shares = [visible_places(tap, 0.5).mean() for tap in student.features]
+    shares = [random_mask(tap, 0.5).mean() for tap in student.features]
     torch.testing.assert_close(term, sum(share * 1 + (1 - share) * 9 for share in shares) / 2)
 
 
@@ -90,7 +90,7 @@ def test_generator_is_the_formula_written_plainly():
 
 def test_mask_is_one_for_all_channels_new_each_time_and_of_the_right_share():
     torch.manual_seed(0)
-    mask, other = (visible_places(torch.zeros(4, 7, 50, 50), 0.75) for _ in range(2))
+    mask, other = (random_mask(torch.zeros(4, 7, 50, 50), 0.75) for _ in range(2))
     assert mask.shape == (4, 1, 50, 50)
     assert set(mask.unique().tolist()) == {0, 1}
     assert float(mask.mean()) == pytest.approx(0.25, abs=0.02)
@@ -147,10 +147,10 @@ def test_weight_is_a_factor_on_both_terms_of_prototypes():
 
 
 def test_context_loss_by_hand():
-    """3 x 3 places: 9 in the middle, else 0, against 0: 81 / 9 = 9 as it is; levels of 2 x 2 and 1 x 1 cells count.
+    """3 x 3 places: 9 in the middle, else 0, against 0: 81 / 9 = 9 as it is; levels of 2 x 2 and 1 x 1 regions count.
 
-    Each 2 x 2 cell covers 2 x 2 places with the middle among them: 9 / 4, squared 81 / 16. The whole: 1, squared 1.
-    (9 + 81 / 16 / 2 + 1 / 4) / (1 + 1 / 2 + 1 / 4); 4 x 4 cells are more than there are places, and are left out.
+    Each 2 x 2 region covers 2 x 2 places with the middle among them: 9 / 4, squared 81 / 16. The whole: 1, squared 1.
+    (9 + 81 / 16 / 2 + 1 / 4) / (1 + 1 / 2 + 1 / 4); 4 x 4 regions are more than there are places, and are left out.
     """
     student = torch.zeros(1, 1, 3, 3)
     student[..., 1, 1] = 9

@@ -87,8 +87,8 @@ class TestSimilarity:
 
 
 @BOTH
-def test_regions_are_the_cells_of_the_grid(method):
-    """A 4 x 4 map of four constant quarters is, with two cells per axis, the four vectors of the quarters."""
+def test_regions_are_the_squares_of_the_grid(method):
+    """A 4 x 4 map of four constant quarters is, with two regions per axis, the four vectors of the quarters."""
     quarters = {name: vectors(seed, 4, 2).float() for seed, name in enumerate(("student", "teacher"))}
     student, teacher = (
         Tapped((one.T.reshape(1, 2, 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3),), torch.zeros(1))

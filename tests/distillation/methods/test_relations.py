@@ -40,7 +40,7 @@ def as_view(*taps: torch.Tensor, logits: torch.Tensor | None = None) -> Tapped:
     return Tapped(maps, torch.zeros(1, 2, 1, len(taps[0])) if logits is None else logits)
 
 
-def test_regions_are_means_of_cells_over_the_whole_batch():
+def test_regions_are_means_of_squares_over_the_whole_batch():
     maps = torch.arange(32.0).reshape(2, 1, 4, 4)
     of_student, of_teacher = batch_regions(maps, maps.repeat(1, 3, 1, 1)[..., :2], grid=2, most=100)
     # rows 0-1, columns 0-1 of the first image: (0 + 1 + 4 + 5) / 4
@@ -52,9 +52,9 @@ def test_too_many_regions_are_thinned_evenly():
     assert evenly_spaced_rows(torch.arange(10.0)[:, None], 4).flatten().tolist() == [0, 3, 6, 9]
 
 
-@pytest.mark.parametrize(("places", "dims", "side"), [(1024, 2, 32), (1024, 3, 10), (1, 2, 1)])
-def test_largest_grid(places, dims, side):
-    assert largest_grid(places, dims) == side
+@pytest.mark.parametrize(("regions", "dims", "side"), [(1024, 2, 32), (1024, 3, 10), (1, 2, 1)])
+def test_largest_grid(regions, dims, side):
+    assert largest_grid(regions, dims) == side
 
 
 def test_unit_vectors_have_length_one_and_zero_stays_zero_without_gradient():

@@ -67,7 +67,7 @@ def test_pixel_term_is_least_and_flat_where_both_are_equal():
 
 
 def test_pair_term_by_hand():
-    """2 x 2 cells of one pixel: the student's left ones are at right angles to its right ones, the teacher's all alike.
+    """2 x 2 regions of one pixel: the student's left are at right angles to its right, the teacher's all alike.
 
     All 16 cosines of the teacher are 1; 8 of the student's are 0: the mean square is 1 / 2.
     """
@@ -76,7 +76,7 @@ def test_pair_term_by_hand():
     assert float(PairwiseLoss(2)(student, torch.ones(1, 3, 2, 2))) == pytest.approx(0.5)
 
 
-def test_similarities_equal_a_loop_over_cells():
+def test_similarities_equal_a_loop_over_regions():
     torch.manual_seed(0)
     features = torch.randn(2, 3, 6, 4)
     found = pairwise_similarity(features, (2, 2))
@@ -87,7 +87,7 @@ def test_similarities_equal_a_loop_over_cells():
 
 
 @pytest.mark.parametrize(("scale", "nodes"), [(0.5, 2), (0.25, 4), (1 / 3, 3), (0.3, 4), (1 / 32, 32)])
-def test_scale_is_the_share_of_a_cell(scale, nodes):
+def test_scale_is_the_share_of_a_region(scale, nodes):
     assert PixelPairDistillation(pair(), scale=scale).loss.nodes == nodes
 
 

@@ -70,8 +70,8 @@ def pixels(features: torch.Tensor) -> list[list[float]]:
     return features.permute(0, 2, 3, 1).flatten(0, 2).tolist()
 
 
-def regions(features: torch.Tensor, grid: int, of_cell: object = np.mean) -> list[list[float]]:
-    """The mean (or another figure) of each channel over each cell of a grid, image by image, row by row."""
+def regions(features: torch.Tensor, grid: int, of_region: object = np.mean) -> list[list[float]]:
+    """The mean (or another figure) of each channel over each square of a grid, image by image, row by row."""
     step_down, step_right = (side // grid for side in features.shape[2:])
     found = []
     for image in features.detach().numpy():
@@ -79,7 +79,7 @@ def regions(features: torch.Tensor, grid: int, of_cell: object = np.mean) -> lis
             for column in range(grid):
                 rows = slice(row * step_down, (row + 1) * step_down)
                 columns = slice(column * step_right, (column + 1) * step_right)
-                found.append([float(of_cell(channel[rows, columns])) for channel in image])
+                found.append([float(of_region(channel[rows, columns])) for channel in image])
     return found
 
 

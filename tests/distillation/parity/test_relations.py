@@ -137,11 +137,11 @@ def test_crd():
 def test_coco():
     grid, found = 2, []
     for network in (STUDENT, TEACHER):
-        cells = [np.reshape(regions(tap, grid), (2, grid**2, -1)) for tap in network.features]
+        vectors = [np.reshape(regions(tap, grid), (2, grid**2, -1)) for tap in network.features]
         for image in range(2):
             similar = [
                 np.array([unit([cosine(one, other) for other in layer[image]]) for one in layer[image]])
-                for layer in cells
+                for layer in vectors
             ]
             found.append([[dot(row, column) for column in similar[1].T] for row in similar[0]])
     differences = np.array(found[:2]) - np.array(found[2:])

@@ -192,7 +192,7 @@ def two_pages(path: Path) -> None:
     write_tiff(path, np.stack([square(), square()]))
 
 
-def turned(path: Path) -> None:
+def marked_as_rotated(path: Path) -> None:
     write_tiff(path, square(), extratags=[(274, "H", 1, 6, True)])
 
 
@@ -231,7 +231,7 @@ def vast(path: Path) -> None:
         (lambda path: Image.fromarray(square()).convert("P").save(path), "holds colours .palette"),
         (lambda path: write_tiff(path, square(), compression="jpeg"), "is compressed as JPEG, which may change class"),
         (two_pages, "a.tif holds 2 pictures; keep the mask alone"),
-        (turned, "is to be rotated by viewers"),
+        (marked_as_rotated, "is to be rotated by viewers"),
         (cut_short, "a.tif is truncated: [0-9]+ of at least [0-9]+ bytes"),
         (lambda path: cut_short(path, compression="zlib"), "a.tif is truncated"),
         (damaged, "is no TIFF picture, or a damaged one"),

@@ -14,7 +14,7 @@ from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.errors import InputError
 from pipeline.inference import TileInferer, tile_inferer_of
 from pipeline.inference.slides.tile_grid import TileGrid, blending_window, mirrored
-from pipeline.inference.slides.tile_sources import surely_glass
+from pipeline.inference.slides.tile_sources import find_glass_tiles
 from tests.preprocessing import tile_preprocessing
 
 DESCRIPTION = tile_preprocessing(IntensityRule("window", 0.0, 255.0))
@@ -58,12 +58,12 @@ def test_a_thumbnail_tells_glass_by_a_margin_and_with_its_neighbourhood() -> Non
     # A slide of 40 x 60 in tiles of 10; a pixel of the thumbnail is 5 x 5 of the slide, so a tile is 2 x 2 of them.
     grid = TileGrid(height=40, width=60, tile_px=10, step=10)
     thumbnail = np.full((8, 12, 3), 231, np.uint8)
-    assert surely_glass(thumbnail, grid, background=220).all()
-    assert not surely_glass(thumbnail - 1, grid, background=220).any()
+    assert find_glass_tiles(thumbnail, grid, background=220).all()
+    assert not find_glass_tiles(thumbnail - 1, grid, background=220).any()
     thumbnail[4, 4, 1] = 230  # the first pixel of tile (2, 2): the tiles above and to the left touch it
     expected = np.ones((4, 6), bool)
     expected[1:3, 1:3] = False
-    assert np.array_equal(surely_glass(thumbnail, grid, background=220), expected)
+    assert np.array_equal(find_glass_tiles(thumbnail, grid, background=220), expected)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 """What needs the batch of all processes together: batch normalisation, and losses that are no means over images.
 
 Gradients are made for `DistributedDataParallel` and `average_gradients` of `pipeline.processes.distributed`, which
-average over processes: with them, N processes take the very step that one takes on the whole batch.
+average over processes: with them, N processes take the very step that one takes on that global batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-def processes() -> int:
-    """Return how many processes share the batch."""
+def world_size() -> int:
+    """Return how many processes the run has, and share its batches: 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class _Sum(Function):
+class _SumOverProcesses(Function):
     """The sum of a tensor over all processes; its gradient is the sum of theirs, differentiable again."""
 
     @staticmethod
@@ -34,10 +34,10 @@ class _Sum(Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         """Return the sum of the processes' gradients."""
-        return _Sum.apply(gradient.contiguous())
+        return _SumOverProcesses.apply(gradient.contiguous())
 
 
-class _WholeBatch(Function):
+class _GatheredBatch(Function):
     """The items of all processes in the order of one process's batch."""
 
     @staticmethod
@@ -60,10 +60,10 @@ def gather_batch(mine: torch.Tensor) -> torch.Tensor:
 
     The same function of it must be computed by all processes. With one process it is `mine` itself.
     """
-    return _WholeBatch.apply(mine.contiguous()) if processes() > 1 else mine
+    return _GatheredBatch.apply(mine.contiguous()) if world_size() > 1 else mine
 
 
-class WholeBatchLoss(nn.Module):
+class GlobalBatchLoss(nn.Module):
     """A loss that is no mean over images, such as a batch-wise Dice, of the batch of all processes.
 
     Args:
@@ -88,25 +88,25 @@ class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return `input` (B, C, ...) normalised; collective in training."""
-        if processes() == 1 or not (self.training or self.running_mean is None):
+        if world_size() == 1 or not (self.training or self.running_mean is None):
             return super().forward(input)
         self._check_input_dim(input)
         values = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         axes = [axis for axis in range(values.ndim) if axis != 1]
-        places = values.new_tensor([values.numel() // values.shape[1]])
-        sums = _Sum.apply(torch.cat([values.sum(axes), places]))
+        positions = values.new_tensor([values.numel() // values.shape[1]])
+        sums = _SumOverProcesses.apply(torch.cat([values.sum(axes), positions]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # From differences, not from squares: large means would cancel the digits of a small variance.
-        variance = _Sum.apply((values - _along_channels(mean, values)).square().sum(axes)) / count
-        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        variance = _SumOverProcesses.apply((values - _along_channels(mean, values)).square().sum(axes)) / count
+        self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
         normal = (values - _along_channels(mean, values)) * _along_channels((variance + self.eps).rsqrt(), values)
         if self.weight is not None:
             normal = normal * _along_channels(self.weight, values) + _along_channels(self.bias, values)
         return normal.to(input.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def _update_running_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Let the running statistics follow the batch's mean and unbiased variance, each (C,)."""
         if not self.track_running_stats or self.running_mean is None:
             return

@@ -44,7 +44,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of the grid.
 
     Attributes:
@@ -82,7 +82,7 @@ class Recipes:
     evaluation: Mapping[str, Any]
 
 
-def build_cells(
+def plan_runs(
     run_dir: str | Path,
     dataset_dir: str,
     students: Mapping[str, Student],
@@ -90,7 +90,7 @@ def build_cells(
     first_seed: int,
     folds: Mapping[str, Mapping[str, Any]] | None,
     recipes: Recipes,
-) -> list[Cell]:
+) -> list[PlannedRun]:
     """Return the runs of a grid: of each fold the teacher, then students with their methods and their paraphrasers.
 
     Students whose taps have the same channels share their paraphrasers, as the seeds do.
@@ -111,15 +111,15 @@ def build_cells(
             replace(grids[0], prefix=f"{name}_", recipes=replace(recipes, training={**recipes.training, **patients}))
             for name, patients in ((name, {"patients": patients}) for name, patients in folds.items())
         ]
-    cells: dict[str, Cell] = {}
+    runs: dict[str, PlannedRun] = {}
     # Seeds outermost: a grid that is stopped early has all methods with fewer seeds, not some methods with all.
     for seed in dict.fromkeys(seed for student in students.values() for seed in student.seeds):
         for fold in grids:
             for name, student in students.items():
                 for method in student.methods if seed in student.seeds else ():
-                    for cell in fold.run_and_what_it_needs(name, student, method, seed):
-                        cells.setdefault(cell.name, cell)
-    return list(cells.values())
+                    for run in fold.run_and_what_it_needs(name, student, method, seed):
+                        runs.setdefault(run.name, run)
+    return list(runs.values())
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _Fold:
     first_seed: int
     recipes: Recipes
 
-    def run_and_what_it_needs(self, name: str, student: Student, method: str, seed: int) -> list[Cell]:
+    def run_and_what_it_needs(self, name: str, student: Student, method: str, seed: int) -> list[PlannedRun]:
         """Return the teacher, where the method needs them the paraphrasers, and the student's run, in this order."""
         arm = {key: value for key, value in (self.methods[method] or {}).items() if key != "time_of"}
         shared = {**self.recipes.training, **self.recipes.student, **student.options}
@@ -161,11 +161,11 @@ class _Fold:
         alike = same_but_for_time(method, self.methods, student.methods)
         return EqualTime(self._folder(name, other, seed), self._folder(name, alike, seed))
 
-    def _teacher(self) -> Cell:
+    def _teacher(self) -> PlannedRun:
         options = {**self.recipes.training, **self.recipes.teacher, "seed": self.first_seed}
         return self._trained(self.root / f"{self.prefix}{TEACHER}", TRAIN, options)
 
-    def _paraphraser(self, student: str, teacher: Cell) -> Cell:
+    def _paraphraser(self, student: str, teacher: PlannedRun) -> PlannedRun:
         """Return the run that trains the paraphrasers for all students with the taps of this one."""
         folder = self.root / f"{self.prefix}paraphraser_{'x'.join(map(str, tap_channels(student)))}"
         options = {key: value for key, value in self.recipes.training.items() if key in _SHARED_WITH_PARAPHRASER}
@@ -179,7 +179,7 @@ class _Fold:
             "teacher": str(teacher.folder / "model.pt"),
         }
         steps, proof = (Step("paraphrase", options),), folder / PARAPHRASER_FILE
-        return Cell(folder.name, folder, steps, proof, folder.name, (teacher.name,), in_comparison=False)
+        return PlannedRun(folder.name, folder, steps, proof, folder.name, (teacher.name,), in_comparison=False)
 
     def _trained(
         self,
@@ -188,7 +188,7 @@ class _Fold:
         options: Mapping[str, Any],
         needs: Sequence[str] = (),
         equal_time: EqualTime | None = None,
-    ) -> Cell:
+    ) -> PlannedRun:
         """Return a run that trains a network, and evaluates it at its best and at its last epoch."""
         training = {"dataset_dir": self.dataset_dir, "run_dir": str(folder), "resume": "auto", **options}
         steps = [Step(config, training, equal_time)]
@@ -205,4 +205,4 @@ class _Fold:
         if equal_time is not None:
             needs = tuple(dict.fromkeys((*needs, equal_time.as_long_as.name, equal_time.alike.name)))
         arm = folder.name.removeprefix(self.prefix)
-        return Cell(folder.name, folder, tuple(steps), folder / report / REPORT_FILE, arm, tuple(needs))
+        return PlannedRun(folder.name, folder, tuple(steps), folder / report / REPORT_FILE, arm, tuple(needs))

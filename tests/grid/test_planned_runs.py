@@ -30,18 +30,18 @@ def _grid(tmp_path, **changes) -> Grid:
 
 def test_runs_of_a_grid_by_hand(tmp_path):
     """Two students, three methods, two seeds: 12 runs, the teacher, one paraphraser, since both have 64 channels."""
-    cells = {cell.name: cell for cell in _grid(tmp_path).cells()}
-    assert len(cells) == 14
-    assert list(cells)[:4] == ["teacher", "enet_alone_3", "enet_kd_3", "paraphraser_64x64"]
-    assert cells["enet_alone_3"].needs == ()
-    assert cells["enet_kd_3"].needs == ("teacher",)
-    assert cells["erfnet_flow_4"].needs == ("teacher", "paraphraser_64x64")
-    assert not cells["paraphraser_64x64"].in_comparison
+    runs = {run.name: run for run in _grid(tmp_path).planned_runs()}
+    assert len(runs) == 14
+    assert list(runs)[:4] == ["teacher", "enet_alone_3", "enet_kd_3", "paraphraser_64x64"]
+    assert runs["enet_alone_3"].needs == ()
+    assert runs["enet_kd_3"].needs == ("teacher",)
+    assert runs["erfnet_flow_4"].needs == ("teacher", "paraphraser_64x64")
+    assert not runs["paraphraser_64x64"].in_comparison
 
 
 def test_options_of_the_commands_by_hand(tmp_path):
-    cells = {cell.name: cell for cell in _grid(tmp_path).cells()}
-    training, evaluation, last = cells["erfnet_flow_4"].steps
+    runs = {run.name: run for run in _grid(tmp_path).planned_runs()}
+    training, evaluation, last = runs["erfnet_flow_4"].steps
     folder = tmp_path / "grid" / "erfnet_flow_4"
     assert (training.config, evaluation.config) == ("distill", "evaluate")
     assert training.options == {
@@ -64,14 +64,14 @@ def test_options_of_the_commands_by_hand(tmp_path):
         str(folder / "model_last.pt"),
         str(folder / "report_last"),
     )
-    assert cells["erfnet_flow_4"].proof == folder / "report_last/summary.json"
-    teacher = cells["teacher"].steps[0]
+    assert runs["erfnet_flow_4"].proof == folder / "report_last/summary.json"
+    teacher = runs["teacher"].steps[0]
     assert (teacher.config, teacher.options["width"], teacher.options["seed"]) == ("train", 0.25, 3)
-    assert "learning_rate" not in cells["paraphraser_64x64"].steps[0].options  # its own, not the networks'
+    assert "learning_rate" not in runs["paraphraser_64x64"].steps[0].options  # its own, not the networks'
 
 
 def test_methods_without_paraphrasers_train_none(tmp_path):
-    names = [cell.name for cell in _grid(tmp_path, methods={"kd": {"method": "kd"}}).cells()]
+    names = [run.name for run in _grid(tmp_path, methods={"kd": {"method": "kd"}}).planned_runs()]
     assert not any(name.startswith("paraphraser") for name in names)
 
 
@@ -94,7 +94,7 @@ def test_bad_grids_end_before_any_run(tmp_path, changes, words):
 
 def _begun(tmp_path, monkeypatch, **changes) -> Grid:
     """Return a grid of which a first call has noted the settings, without running anything."""
-    monkeypatch.setattr("pipeline.grid.grid.run_cells", lambda *_: Outcome())
+    monkeypatch.setattr("pipeline.grid.grid.execute_runs", lambda *_: Outcome())
     monkeypatch.setattr("pipeline.grid.grid._check_options", lambda *_: None)  # has tests of its own above
     grid = _grid(tmp_path, **changes)
     run_grid(grid, compare=print)
@@ -129,34 +129,34 @@ FOLDS = {"a": {"validation": ["1"], "test": ["2"]}, "b": {"validation": ["3"], "
 
 def test_each_fold_has_its_teacher_paraphrasers_and_patients(tmp_path):
     """One student, three methods, two seeds, two folds: 12 runs, two teachers, two paraphrasers; seeds outermost."""
-    cells = {cell.name: cell for cell in _grid(tmp_path, students=["enet"], folds=FOLDS).cells()}
-    assert len(cells) == 16
+    runs = {run.name: run for run in _grid(tmp_path, students=["enet"], folds=FOLDS).planned_runs()}
+    assert len(runs) == 16
     firsts = ["a_teacher", "a_enet_alone_3", "a_enet_kd_3", "a_paraphraser_64x64", "a_enet_flow_3", "b_teacher"]
-    assert list(cells)[:6] == firsts
-    flow = cells["b_enet_flow_4"]
+    assert list(runs)[:6] == firsts
+    flow = runs["b_enet_flow_4"]
     assert flow.needs == ("b_teacher", "b_paraphraser_64x64")
     assert flow.steps[0].options["teacher"] == str(tmp_path / "grid/b_teacher/model.pt")
     for name in ("b_teacher", "b_paraphraser_64x64", "b_enet_alone_3", "b_enet_flow_4"):
-        assert all(step.options["patients"] == FOLDS["b"] for step in cells[name].steps)
+        assert all(step.options["patients"] == FOLDS["b"] for step in runs[name].steps)
 
 
 def test_students_may_have_methods_seeds_and_options_of_their_own(tmp_path):
     students = {"enet": {"options": {"learning_rate": 0.1}}, "erfnet": {"methods": ["kd"], "seeds": [4, 9]}}
-    cells = {cell.name: cell for cell in _grid(tmp_path, students=students).cells()}
-    assert [name for name in cells if name.startswith("erfnet")] == ["erfnet_kd_4", "erfnet_kd_9"]
-    assert len([name for name in cells if name.startswith("enet")]) == 6
-    assert cells["enet_kd_3"].steps[0].options["learning_rate"] == 0.1
-    assert cells["erfnet_kd_9"].steps[0].options["learning_rate"] == 0.01
-    assert cells["teacher"].steps[0].options["seed"] == 3
+    runs = {run.name: run for run in _grid(tmp_path, students=students).planned_runs()}
+    assert [name for name in runs if name.startswith("erfnet")] == ["erfnet_kd_4", "erfnet_kd_9"]
+    assert len([name for name in runs if name.startswith("enet")]) == 6
+    assert runs["enet_kd_3"].steps[0].options["learning_rate"] == 0.1
+    assert runs["erfnet_kd_9"].steps[0].options["learning_rate"] == 0.01
+    assert runs["teacher"].steps[0].options["seed"] == 3
 
 
 def test_an_arm_without_method_trains_alone_with_its_options(tmp_path):
     methods = {"balanced": {"method": None, "loss": "dice_ce"}}
-    cells = {cell.name: cell for cell in _grid(tmp_path, methods=methods, students=["enet"]).cells()}
-    step = cells["enet_balanced_3"].steps[0]
+    runs = {run.name: run for run in _grid(tmp_path, methods=methods, students=["enet"]).planned_runs()}
+    step = runs["enet_balanced_3"].steps[0]
     assert (step.config, step.options["loss"], step.options["network"]) == ("train", "dice_ce", "enet")
     assert not {"method", "student", "teacher"} & set(step.options)
-    assert cells["enet_balanced_3"].needs == ()
+    assert runs["enet_balanced_3"].needs == ()
 
 
 TIMED = {**METHODS, "alone_long": {"method": None, "time_of": "flow"}}
@@ -164,18 +164,18 @@ TIMED = {**METHODS, "alone_long": {"method": None, "time_of": "flow"}}
 
 def test_equal_time_by_hand(tmp_path):
     """Alone took 60 s for 20 epochs, the method 150 s for as many: 50 epochs alone take as long."""
-    cells = {cell.name: cell for cell in _grid(tmp_path, methods=TIMED, students=["enet"]).cells()}
-    long = cells["enet_alone_long_4"]
+    runs = {run.name: run for run in _grid(tmp_path, methods=TIMED, students=["enet"]).planned_runs()}
+    long = runs["enet_alone_long_4"]
     assert set(long.needs) == {"enet_flow_4", "enet_alone_4"}
     for name, seconds in (("enet_alone_4", 60.0), ("enet_flow_4", 150.0)):
-        cells[name].folder.mkdir(parents=True)
-        (cells[name].folder / "time.json").write_text(f'{{"epochs": 20, "seconds": {seconds}}}')
+        runs[name].folder.mkdir(parents=True)
+        (runs[name].folder / "time.json").write_text(f'{{"epochs": 20, "seconds": {seconds}}}')
     training = long.steps[0]
     assert "time_of" not in training.options
     assert training.final_options() == {**training.options, "epochs": 50}
-    (cells["enet_flow_4"].folder / "time.json").write_text('{"epochs": 20, "seconds": 0.1}')
+    (runs["enet_flow_4"].folder / "time.json").write_text('{"epochs": 20, "seconds": 0.1}')
     assert training.final_options()["epochs"] == 1  # none would be no training
-    (cells["enet_flow_4"].folder / "time.json").unlink()
+    (runs["enet_flow_4"].folder / "time.json").unlink()
     with pytest.raises(InputError, match="enet_flow_4 does not tell how long"):
         training.final_options()
 
@@ -198,7 +198,7 @@ def test_an_empty_mapping_of_folds_is_the_datasets_own_splits(tmp_path):
 )
 def test_bad_students_folds_and_times(tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
-        _grid(tmp_path, **changes).cells()
+        _grid(tmp_path, **changes).planned_runs()
 
 
 def test_folds_and_options_of_students_stay_and_folds_may_be_added(tmp_path, monkeypatch):
