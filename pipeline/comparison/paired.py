@@ -18,8 +18,8 @@ from pipeline.comparison.run_files import PENALISED
 from pipeline.comparison.runs import Run
 from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.errors import InputError
-from pipeline.evaluation.slides.pixel_scores import PixelCounts, mean_of_occurring
-from pipeline.evaluation.statistics import draw_cases, macro_mean, weighted_macro_means, wilcoxon_p
+from pipeline.evaluation.slides.pixel_scores import PixelCounts
+from pipeline.evaluation.statistics import draw_cases, macro_mean, mean_of_occurring, weighted_macro_means, wilcoxon_p
 
 LEVEL = 0.95
 # The metric by which papers of the field rank networks.
@@ -201,11 +201,7 @@ def _pooled(name: str, title: str, figure: Callable[[np.ndarray], np.ndarray]) -
 
 def _case_means(metric: Metric, arm: Arm) -> np.ndarray:
     """Return each case's value, (cases,): the mean of the runs in which the metric applies to it."""
-    values = np.stack([metric.by_case(run) for run in arm.runs])
-    applies = ~np.isnan(values)
-    counts = applies.sum(axis=0)
-    totals = np.where(applies, values, 0.0).sum(axis=0)
-    return np.divide(totals, counts, out=np.full(values.shape[1], np.nan), where=counts > 0)
+    return mean_of_occurring(np.stack([metric.by_case(run) for run in arm.runs]), axis=0)
 
 
 METRICS: dict[str, Sequence[Metric]] = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.evaluation.statistics import ratio
 
 # Voxels counted in one step: indices stay in the processor's cache; a whole CT in one step would take 8 bytes a voxel.
 _CHUNK = 1 << 18
@@ -36,13 +37,13 @@ def confusion_matrix(prediction: np.ndarray, label: np.ndarray, classes: int) ->
 
 def dice(matrix: np.ndarray) -> np.ndarray:
     """Return the Dice of each class, (classes,) float: 0 where only one side has the class, NaN where neither has."""
-    return _ratio(2 * np.diagonal(matrix), label_voxels(matrix) + prediction_voxels(matrix))
+    return ratio(2 * np.diagonal(matrix), label_voxels(matrix) + prediction_voxels(matrix))
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
     """Return intersection over union of each class, (classes,) float: 0 and NaN as for `dice`."""
     intersection = np.diagonal(matrix)
-    return _ratio(intersection, label_voxels(matrix) + prediction_voxels(matrix) - intersection)
+    return ratio(intersection, label_voxels(matrix) + prediction_voxels(matrix) - intersection)
 
 
 def label_voxels(matrix: np.ndarray) -> np.ndarray:
@@ -68,8 +69,3 @@ def check_label_maps(prediction: np.ndarray, label: np.ndarray, classes: int) ->
             raise InputError(
                 f"{name} holds values from {labels.min()} to {labels.max()}; the organs need 0 to {classes - 1}"
             )
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    undefined = np.full(denominator.shape, np.nan)
-    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)

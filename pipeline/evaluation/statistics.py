@@ -59,7 +59,18 @@ def draw_cases(cases: int, resamples: int = BOOTSTRAP_RESAMPLES, seed: int = BOO
 
 def weighted_macro_means(weights: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Return `macro_mean` of `table` (cases, organs) for each row of `weights` (draws, cases), (draws,)."""
-    return _row_means(_organ_means(weights, table))
+    return mean_of_occurring(_organ_means(weights, table))
+
+
+def mean_of_occurring(figures: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the mean over an axis, such as that of the classes, of the figures that are not NaN; NaN if all are."""
+    return ratio(np.nansum(figures, axis=axis), np.count_nonzero(~np.isnan(figures), axis=axis))
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return the quotient, NaN where the denominator is 0."""
+    undefined = np.full(np.shape(denominator), np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) > 0)
 
 
 def wilcoxon_p(differences: ArrayLike) -> float:
@@ -91,14 +102,4 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _organ_means(weights: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Return weighted means over cases, (draws, organs), of `table` (cases, organs) with `weights` (draws, cases)."""
     applies = ~np.isnan(table)
-    totals = weights @ np.where(applies, table, 0.0)
-    counts = weights @ applies.astype(np.float64)
-    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
-
-
-def _row_means(means: np.ndarray) -> np.ndarray:
-    """Return the mean of each row over the organs that are not NaN, (draws,)."""
-    applies = ~np.isnan(means)
-    counts = applies.sum(axis=1)
-    totals = np.where(applies, means, 0.0).sum(axis=1)
-    return np.divide(totals, counts, out=np.full(len(means), np.nan), where=counts > 0)
+    return ratio(weights @ np.where(applies, table, 0.0), weights @ applies.astype(np.float64))

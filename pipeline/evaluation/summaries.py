@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -71,6 +71,9 @@ class HasDice(HasStatus, Protocol):
         """Dice, NaN where the organ is absent."""
 
 
+_Score = TypeVar("_Score", bound=HasDice)
+
+
 def count_statuses(scores: Sequence[HasStatus]) -> dict[str, int]:
     """Return `n_ok`, `n_missed`, `n_false_positive` and `n_absent` of some scores."""
     return tally_statuses(score.status for score in scores)
@@ -84,15 +87,14 @@ def tally_statuses(statuses: Iterable[str]) -> dict[str, int]:
 
 def summarise_organs(scores: Sequence[OrganScore]) -> list[OrganSummary]:
     """Return one row for each organ, by label value, and the row `mean` last."""
-    by_organ = {value: [score for score in scores if score.label == value] for value in values_of(scores)}
-    rows = [_summarise_organ(mine) for mine in by_organ.values()]
+    rows = [_summarise_organ(mine) for mine in by_organ(scores)]
     return [*rows, _mean_row(rows, scores)]
 
 
 def dice_table(scores: Sequence[HasDice]) -> np.ndarray:
     """Return Dice as (cases, organs) float, cases by name, organs by label value, NaN where the organ is absent."""
     rows = {case: index for index, case in enumerate(sorted({score.case for score in scores}))}
-    columns = {value: index for index, value in enumerate(values_of(scores))}
+    columns = {value: index for index, value in enumerate(sorted({score.label for score in scores}))}
     table = np.full((len(rows), len(columns)), np.nan)
     for score in scores:
         table[rows[score.case], columns[score.label]] = score.dice
@@ -105,7 +107,7 @@ def dice_over_cases(scores: Sequence[HasDice]) -> dict[str, float]:
     low, high = bootstrap_ci(dice)
     return {
         "dice_mean": mean_or_nan(dice),
-        "dice_std": _deviation(dice),
+        "dice_std": deviation_or_nan(dice),
         "dice_ci95_low": low,
         "dice_ci95_high": high,
     }
@@ -118,7 +120,7 @@ def dice_over_organs(scores: Sequence[HasDice]) -> dict[str, float]:
     low, high = bootstrap_ci(table)
     return {
         "dice_mean": macro_mean(table),
-        "dice_std": _deviation(np.array([macro_mean(case[None]) for case in counted])),
+        "dice_std": deviation_or_nan([macro_mean(case[None]) for case in counted]),
         "dice_ci95_low": low,
         "dice_ci95_high": high,
     }
@@ -134,14 +136,20 @@ def median_or_nan(values: Sequence[float] | np.ndarray) -> float:
     return float(np.median(values)) if len(values) else np.nan
 
 
+def deviation_or_nan(values: Sequence[float] | np.ndarray) -> float:
+    """Return the sample deviation, NaN of fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+
+
 def mean_of_organs(means: Sequence[float]) -> float:
     """Return the mean over the organs that any case has; `n_absent` says which have none."""
     return mean_or_nan([mean for mean in means if not np.isnan(mean)])
 
 
-def values_of(scores: Sequence[HasDice]) -> list[int]:
-    """Return the label values of some scores, in order."""
-    return sorted({score.label for score in scores})
+def by_organ(scores: Sequence[_Score]) -> list[list[_Score]]:
+    """Return the scores of each organ, by label value."""
+    values = sorted({score.label for score in scores})
+    return [[score for score in scores if score.label == value] for value in values]
 
 
 def _summarise_organ(scores: Sequence[OrganScore]) -> OrganSummary:
@@ -172,7 +180,3 @@ def _mean_row(rows: Sequence[OrganSummary], scores: Sequence[OrganScore]) -> Org
         hd95_penalised_mm_mean=mean_of_organs([row.hd95_penalised_mm_mean for row in rows]),
         volume_error_ml_mean=mean_of_organs([row.volume_error_ml_mean for row in rows]),
     )
-
-
-def _deviation(values: np.ndarray) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan

@@ -17,7 +17,7 @@ from pipeline.comparison.run_files import HD95, PENALISED
 from pipeline.comparison.runs import Run
 from pipeline.evaluation.scores import ABSENT, MISSED
 from pipeline.evaluation.statistics import FEWEST_FOR_WILCOXON, holm
-from pipeline.evaluation.summaries import mean_of_organs, mean_or_nan, median_or_nan
+from pipeline.evaluation.summaries import deviation_or_nan, mean_of_organs, mean_or_nan, median_or_nan
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _row(comparison: Comparison, arm: Arm, cost: Cost, draws: PairedDraws) -> Co
 def _score(comparison: Comparison, metric: Metric, arm: Arm, draws: PairedDraws) -> MetricScore:
     values = metric.values(arm)
     last = math.nan if None in (runs := [run.last for run in arm.runs]) else float(np.mean([*map(metric.value, runs)]))
-    score = MetricScore(mean=float(np.mean(values)), sd=_deviation(values), last=last)
+    score = MetricScore(mean=float(np.mean(values)), sd=deviation_or_nan(values), last=last)
     if arm.role == TEACHER or math.isnan(score.mean):
         return score
     controls, control = comparison.controls(arm.network), comparison.control(arm.network)
@@ -167,12 +167,8 @@ def _organ_figures(run: Run) -> dict[str, OrganFigures]:
 def _over_seeds(figures: Sequence[OrganFigures]) -> OrganFigures:
     return OrganFigures(
         dice_mean=float(np.mean([seed.dice_mean for seed in figures])),
-        dice_sd=_deviation([seed.dice_mean for seed in figures]),
+        dice_sd=deviation_or_nan([seed.dice_mean for seed in figures]),
         hd95_median=float(np.mean([seed.hd95_median for seed in figures])),
         hd95_penalised=float(np.mean([seed.hd95_penalised for seed in figures])),
         n_missed=float(np.mean([seed.n_missed for seed in figures])),
     )
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

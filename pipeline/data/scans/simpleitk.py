@@ -23,6 +23,8 @@ from pipeline.errors import InputError
 SIMPLEITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CHUNK_BYTES = 1 << 20
+# The file with the voxels (None where part of it is skipped), the byte where they begin, and their packing.
+_Voxels = tuple[Path | None, int, str]
 # The spaces that say which way is left; ITK takes any other as if it were LPS.
 _ANATOMICAL_SPACES = {
     *("right-anterior-superior", "left-anterior-superior", "left-posterior-superior"),
@@ -42,9 +44,8 @@ def read_simpleitk(path: Path, max_bytes: int) -> Volume:
     Integers stay integers, floats become float32. Raises `InputError` for damaged files, other than one 3D frame of
     grey values, more than `max_bytes` of voxels, and headers without voxel size or (NRRD) anatomical space.
     """
-    is_nrrd = path.suffix.lower() == ".nrrd"
-    notes = _check_nrrd_header(path) if is_nrrd else _check_meta_header(path)
-    data = _nrrd_data(path) if is_nrrd else _meta_data(path)
+    check_header = _check_nrrd_header if path.suffix.lower() == ".nrrd" else _check_meta_header
+    notes, voxels = check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -53,7 +54,7 @@ def read_simpleitk(path: Path, max_bytes: int) -> Volume:
         affine = affine_of(reader)
         # Before the voxels: ITK inverts the matrix, and never ends with one of huge numbers.
         more += check_affine(path, affine, "direction and spacing")
-        more += _check_data(path, *data, reader)
+        more += _check_data(path, *voxels, reader)
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {last_line(error)}; download or export it again") from error
@@ -118,9 +119,9 @@ def _promised_bytes(reader: sitk.ImageFileReader) -> int:
     return math.prod(reader.GetSize()) * _GREY_TYPES[reader.GetPixelID()]
 
 
-def _check_nrrd_header(path: Path) -> list[str]:
-    """Refuse a NRRD without voxel size or with axes that name no side of the patient."""
-    fields, _ = nrrd_header(path)
+def _check_nrrd_header(path: Path) -> tuple[list[str], _Voxels]:
+    """Refuse a NRRD without voxel size or with axes that name no side of the patient; return notes and its voxels."""
+    fields, end = nrrd_header(path)
     space = fields.get("space", "").lower()
     if "space directions" not in fields:
         raise InputError(f"{path}: no 'space directions', so no voxel size; export the scan with its geometry")
@@ -130,12 +131,12 @@ def _check_nrrd_header(path: Path) -> list[str]:
         raise InputError(f"{path}: the header measures in {fields['space units']}; convert it to mm")
     if {"old min", "old max", "oldmin", "oldmax"} & fields.keys():
         raise InputError(f"{path}: the header rescales the voxels (old min, old max); export the values themselves")
-    return [] if "space origin" in fields else ["no origin in the header: 0 taken"]
+    notes = [] if "space origin" in fields else ["no origin in the header: 0 taken"]
+    return notes, _nrrd_voxels(path, fields, end)
 
 
-def _nrrd_data(path: Path) -> tuple[Path | None, int, str]:
-    """Return the file with the voxels (None where part of it is skipped), where they begin and their packing."""
-    fields, end = nrrd_header(path)
+def _nrrd_voxels(path: Path, fields: dict[str, str], end: int) -> _Voxels:
+    data = path
     name = fields.get("data file", fields.get("datafile"))
     if name is not None:
         if name.startswith("LIST") or "%" in name:
@@ -143,31 +144,29 @@ def _nrrd_data(path: Path) -> tuple[Path | None, int, str]:
         data, end = file_beside(path, name), 0
     skipped = {"line skip", "lineskip", "byte skip", "byteskip"} & fields.keys()
     packing = fields.get("encoding", "").lower()
-    return (None, end, packing) if skipped else (path if name is None else data, end, packing)
+    return (None if skipped else data), end, packing
 
 
-def _meta_data(path: Path) -> tuple[Path | None, int, str]:
-    fields, data, start = _meta_fields(path)
+def _meta_voxels(fields: dict[str, str], data: Path, start: int) -> _Voxels:
     if fields.get("compresseddata", "").lower().startswith("t"):
         return data, start, "gzip"
     text = fields.get("binarydata", "true").lower().startswith("f")
     return (None, start, "text") if text or "headersize" in fields else (data, start, "raw")
 
 
-def _meta_fields(path: Path) -> tuple[dict[str, str], Path, int]:
-    """Return the header fields of a MetaImage, the file with its voxels, and the byte where they begin."""
-    fields, end = meta_header(path)
-    name = fields["elementdatafile"]
+def _meta_file(path: Path, name: str, end: int) -> tuple[Path, int]:
+    """Return the file of voxels that a MetaImage names, and the byte where they begin."""
     if name.upper() == "LOCAL":
-        return fields, path, end
+        return path, end
     if name.upper().startswith("LIST") or "%" in name:
         raise InputError(f"{path}: voxels spread over several files; save the scan as one .mha")
-    return fields, file_beside(path, name), 0
+    return file_beside(path, name), 0
 
 
-def _check_meta_header(path: Path) -> list[str]:
-    """Refuse a MetaImage without voxel size or without the one file of its voxels."""
-    fields, data, _ = _meta_fields(path)
+def _check_meta_header(path: Path) -> tuple[list[str], _Voxels]:
+    """Refuse a MetaImage without voxel size or without the one file of its voxels; return notes and those voxels."""
+    fields, end = meta_header(path)
+    data, start = _meta_file(path, fields["elementdatafile"], end)
     packed = int(fields.get("compresseddatasize", 0))
     if packed > data.stat().st_size:
         raise InputError(f"{path}: {packed} bytes of compressed voxels in a shorter file; download or export it again")
@@ -178,10 +177,9 @@ def _check_meta_header(path: Path) -> list[str]:
     _check_meta_scaling(path, fields)
     oriented = {"transformmatrix", "rotation", "orientation"} & fields.keys()
     notes = [] if oriented else ["no orientation in the header: axes taken as LPS"]
-    negative = "-" in re.sub(r"e-", "", fields.get("elementspacing", ""), flags=re.IGNORECASE)
-    return (
-        [*notes, f"negative voxel size {fields['elementspacing']}: that axis runs the other way"] if negative else notes
-    )
+    if "-" in re.sub(r"e-", "", fields.get("elementspacing", ""), flags=re.IGNORECASE):
+        notes.append(f"negative voxel size {fields['elementspacing']}: that axis runs the other way")
+    return notes, _meta_voxels(fields, data, start)
 
 
 def _check_meta_scaling(path: Path, fields: dict[str, str]) -> None:

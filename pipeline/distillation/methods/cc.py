@@ -65,5 +65,5 @@ class CorrelationCongruence(DistillationMethod):
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the term `cc`."""
-        both = batch_regions(student.features[-1], teacher.features[-1].detach(), self.grid, self.regions)
+        both = batch_regions(student.features[-1], teacher.features[-1].detach(), grid=self.grid, most=self.regions)
         return {"cc": F.mse_loss(*(taylor_kernel(vectors, self.gamma, self.order) for vectors in both))}

@@ -74,5 +74,5 @@ class ContrastiveRepresentation(DistillationMethod):
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the term `crd`."""
         deep = student.features[-1], teacher.features[-1].detach()
-        mine, theirs = batch_regions(*deep, self.grid, self.regions)
+        mine, theirs = batch_regions(*deep, grid=self.grid, most=self.regions)
         return {"crd": contrast(self.of_student(mine), self.of_teacher(theirs), self.temperature)}

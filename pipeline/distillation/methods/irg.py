@@ -18,14 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
-from pipeline.distillation.methods.relations import (
-    NEGLIGIBLE,
-    check_regions,
-    common_grid,
-    evenly_spaced_rows,
-    region_vectors,
-    squared_distances,
-)
+from pipeline.distillation.methods.relations import NEGLIGIBLE, batch_regions, check_regions, squared_distances
 
 
 def by_largest(values: torch.Tensor) -> torch.Tensor:
@@ -81,12 +74,9 @@ class RelationshipGraph(DistillationMethod):
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `irg_vertices`, `irg_edges` and `irg_transform`."""
         teacher = teacher.detach()
-        maps = [(*view.features, view.logits) for view in (student, teacher)]
-        grid_shape = common_grid(self.grid, *maps[0], *maps[1])
-        of_student, of_teacher = (
-            [evenly_spaced_rows(region_vectors(one, grid_shape).flatten(0, 1), self.regions) for one in of_network]
-            for of_network in maps
-        )
+        mine, theirs = ((*view.features, view.logits) for view in (student, teacher))
+        vectors = batch_regions(*mine, *theirs, grid=self.grid, most=self.regions)
+        of_student, of_teacher = vectors[: len(mine)], vectors[len(mine) :]
         taps = zip(of_student[:-1], of_teacher[:-1], strict=True)
         return {
             "irg_vertices": F.mse_loss(of_student[-1], of_teacher[-1]),

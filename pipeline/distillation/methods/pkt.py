@@ -17,11 +17,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
-from pipeline.distillation.methods.relations import batch_regions, unit_vectors
-from pipeline.distillation.settings import check_whole
+from pipeline.distillation.method import NetworkPair
+from pipeline.distillation.methods.relations import RegionLoss, unit_vectors
 
-MOST_REGIONS = 1024
 SMALLEST = 1e-7  # of the kernel, which rounding may push below 0; the authors' value
 
 
@@ -43,7 +41,7 @@ def probabilistic_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     return F.kl_div(of_student.log(), of_teacher, reduction="batchmean")
 
 
-class ProbabilisticTransfer(DistillationMethod):
+class ProbabilisticTransfer(RegionLoss):
     """`probabilistic_loss` of all taps as a method with the single term `pkt`.
 
     Args:
@@ -56,16 +54,5 @@ class ProbabilisticTransfer(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
-    needs_global_batch = True
-
     def __init__(self, pair: NetworkPair, *, weight: float = 10.0, grid: int = 4) -> None:
-        super().__init__({"pkt": weight})
-        self.grid = check_whole("pkt", "grid", grid, 1)
-
-    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `pkt`."""
-        losses = [
-            probabilistic_loss(*batch_regions(mine, hint, self.grid, MOST_REGIONS))
-            for mine, hint in zip(student.features, teacher.features, strict=True)
-        ]
-        return {"pkt": torch.stack(losses).mean()}
+        super().__init__("pkt", probabilistic_loss, weight, grid)

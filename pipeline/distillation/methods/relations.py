@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the methods that relate regions to each other share: regions of a map, directions and distances."""
+"""What the methods that relate regions to each other share: regions of a map, directions, distances."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from pipeline.distillation.adapters import resized
+from pipeline.distillation.method import DistillationMethod, Tapped
 from pipeline.distillation.settings import check_whole
 
+MOST_REGIONS = 1024
 # Squared length below which a vector has no direction.
 NEGLIGIBLE = 1e-12
 
@@ -49,22 +51,43 @@ def evenly_spaced_rows(vectors: torch.Tensor, most: int) -> torch.Tensor:
     return vectors[torch.linspace(0, count - 1, most, device=vectors.device).long()]
 
 
-def batch_regions(
-    student: torch.Tensor, teacher: torch.Tensor, grid: int, most: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the vectors of the same regions of a whole batch in two maps, (N, C_student) and (N, C_teacher).
+def batch_regions(*maps: torch.Tensor, grid: int, most: int) -> list[torch.Tensor]:
+    """Return the vectors of the same regions of a whole batch in each map, (N, C) with the map's own C.
 
     Args:
-        student: (B, C_student, ...).
-        teacher: (B, C_teacher, ...), of any size; the grid of regions is one that both can be pooled to.
+        maps: (B, C, ...), of any sizes; the grid of regions is one that all can be pooled to.
         grid: regions per axis.
         most: at most so many regions, evenly taken from the batch: relations of N regions need N^2 values.
     """
-    grid_shape = common_grid(grid, student, teacher)
-    of_student, of_teacher = (
-        evenly_spaced_rows(region_vectors(features, grid_shape).flatten(0, 1), most) for features in (student, teacher)
-    )
-    return of_student, of_teacher
+    grid_shape = common_grid(grid, *maps)
+    return [evenly_spaced_rows(region_vectors(features, grid_shape).flatten(0, 1), most) for features in maps]
+
+
+class RegionLoss(DistillationMethod):
+    """The mean over all taps of a loss of the regions of a batch as a method with a single term.
+
+    Args:
+        term: its name.
+        loss: of the student's vectors (N, C) and the teacher's (N, C') of the same regions, at most 1024 of a batch.
+        weight: of the term.
+        grid: regions per axis.
+
+    Raises:
+        InputError: `grid` is not a whole number from 1.
+    """
+
+    needs_global_batch = True
+
+    def __init__(self, term: str, loss: Callable[..., torch.Tensor], weight: float, grid: int) -> None:
+        super().__init__({term: weight})
+        self.term, self.loss = term, loss
+        self.grid = check_whole(term, "grid", grid, 1)
+
+    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the term."""
+        taps = zip(student.features, teacher.features, strict=True)
+        losses = [self.loss(*batch_regions(*tap, grid=self.grid, most=MOST_REGIONS)) for tap in taps]
+        return {self.term: torch.stack(losses).mean()}
 
 
 def unit_vectors(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:

@@ -75,7 +75,7 @@ class RelationalDistillation(DistillationMethod):
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `rkd_distance` and `rkd_angle`."""
-        both = batch_regions(student.features[-1], teacher.features[-1].detach(), self.grid, self.regions)
+        both = batch_regions(student.features[-1], teacher.features[-1].detach(), grid=self.grid, most=self.regions)
         apart = [differences(vectors) for vectors in both]
         return {
             "rkd_distance": F.smooth_l1_loss(*map(relative_distances, apart)),

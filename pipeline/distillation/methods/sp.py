@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
-from pipeline.distillation.methods.relations import batch_regions, unit_vectors
-from pipeline.distillation.settings import check_whole
-
-MOST_REGIONS = 1024
+from pipeline.distillation.method import NetworkPair
+from pipeline.distillation.methods.relations import RegionLoss, unit_vectors
 
 
 def similarity_matrix(vectors: torch.Tensor) -> torch.Tensor:
@@ -39,7 +36,7 @@ def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     return difference.square().sum(dim=1).mean()
 
 
-class SimilarityPreserving(DistillationMethod):
+class SimilarityPreserving(RegionLoss):
     """`similarity_loss` of all taps as a method with the single term `sp`.
 
     Args:
@@ -52,16 +49,5 @@ class SimilarityPreserving(DistillationMethod):
         InputError: `grid` is not a whole number from 1.
     """
 
-    needs_global_batch = True
-
     def __init__(self, pair: NetworkPair, *, weight: float = 1.0, grid: int = 4) -> None:
-        super().__init__({"sp": weight})
-        self.grid = check_whole("sp", "grid", grid, 1)
-
-    def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `sp`."""
-        losses = [
-            similarity_loss(*batch_regions(mine, hint, self.grid, MOST_REGIONS))
-            for mine, hint in zip(student.features, teacher.features, strict=True)
-        ]
-        return {"sp": torch.stack(losses).mean()}
+        super().__init__("sp", similarity_loss, weight, grid)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.evaluation import overlap, surface
 from pipeline.evaluation.scores import OK, organ_matrix, status_of
-from pipeline.evaluation.summaries import MEAN_ROW, count_statuses
+from pipeline.evaluation.summaries import MEAN_ROW, by_organ, count_statuses
 
 FIXED_SCORES = {"false_positive": (1.0, 0.0), "missed": (0.0, 0.0), "absent": (0.0, 0.0)}
 
@@ -75,19 +75,17 @@ def score_case_transunet(
 
 def summarise_transunet(scores: Sequence[TransUNetScore]) -> list[TransUNetSummary]:
     """Return one row an organ, by label value, and the row `mean`; every case counts in every mean."""
-    rows = []
-    for value in sorted({score.label for score in scores}):
-        mine = [score for score in scores if score.label == value]
-        rows.append(
-            TransUNetSummary(
-                organ=mine[0].organ,
-                label=value,
-                n_cases=len(mine),
-                **count_statuses(mine),
-                dice_mean=float(np.mean([score.dice for score in mine])),
-                hd95_voxels_mean=float(np.mean([score.hd95_voxels for score in mine])),
-            )
+    rows = [
+        TransUNetSummary(
+            organ=mine[0].organ,
+            label=mine[0].label,
+            n_cases=len(mine),
+            **count_statuses(mine),
+            dice_mean=float(np.mean([score.dice for score in mine])),
+            hd95_voxels_mean=float(np.mean([score.hd95_voxels for score in mine])),
         )
+        for mine in by_organ(scores)
+    ]
     mean = TransUNetSummary(
         organ=MEAN_ROW,
         label=None,

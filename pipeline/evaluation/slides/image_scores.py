@@ -23,6 +23,7 @@ from pipeline.evaluation.slides.pixel_scores import (
 )
 from pipeline.evaluation.summaries import (
     MEAN_ROW,
+    by_organ,
     count_statuses,
     dice_over_cases,
     dice_over_organs,
@@ -30,7 +31,6 @@ from pipeline.evaluation.summaries import (
     mean_or_nan,
     median_or_nan,
     tally_statuses,
-    values_of,
 )
 
 BACKGROUND = "background"
@@ -171,7 +171,6 @@ def summarise_classes(scores: Sequence[ImageScore]) -> list[ClassSummary]:
     """Return one row for the background, one for each other class by label value, and the row `mean` last."""
     matrices = image_matrices(scores)
     pooled, draws = matrices.sum(axis=0), bootstrap_matrices(matrices)
-    values = values_of(scores)
     background = ClassSummary(
         class_=BACKGROUND,
         label=0,
@@ -179,7 +178,7 @@ def summarise_classes(scores: Sequence[ImageScore]) -> list[ClassSummary]:
         **_background_statuses(matrices),
         **_pooled_figures(pooled, draws, 0),
     )
-    rows = [_summarise_class([score for score in scores if score.label == value], pooled, draws) for value in values]
+    rows = [_summarise_class(mine, pooled, draws) for mine in by_organ(scores)]
     return [background, *rows, _mean_row(rows, scores, pooled, draws)]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+from pipeline.evaluation.statistics import draw_cases, mean_of_occurring, ratio
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PixelCounts:
     def accuracy(self) -> np.ndarray:
         """(TP + TN) / all."""
         right = self.true_positive + self.true_negative
-        return _ratio(right, right + self.false_positive + self.false_negative)
+        return ratio(right, right + self.false_positive + self.false_negative)
 
     @property
     def iou(self) -> np.ndarray:
@@ -60,7 +60,7 @@ class PixelCounts:
     @property
     def specificity(self) -> np.ndarray:
         """TN / (TN + FP); NaN where the label gives every pixel to the class."""
-        return _ratio(self.true_negative, self.true_negative + self.false_positive)
+        return ratio(self.true_negative, self.true_negative + self.false_positive)
 
     @property
     def f1(self) -> np.ndarray:
@@ -70,7 +70,7 @@ class PixelCounts:
     def _if_occurs(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         """Return the ratio, 0 where one side alone has the class, NaN where neither has."""
         occurs = self.label + self.prediction > 0
-        return np.where(occurs, np.nan_to_num(_ratio(numerator, denominator)), np.nan)
+        return np.where(occurs, np.nan_to_num(ratio(numerator, denominator)), np.nan)
 
 
 def pixel_counts(matrices: np.ndarray) -> PixelCounts:
@@ -82,7 +82,7 @@ def pixel_counts(matrices: np.ndarray) -> PixelCounts:
 
 def overall_accuracy(matrices: np.ndarray) -> np.ndarray:
     """Return the share of pixels that are right, (...,): of two classes (TP + TN) / all, the paper's ACC."""
-    return _ratio(np.trace(matrices, axis1=-2, axis2=-1), matrices.sum(axis=(-2, -1)))
+    return ratio(np.trace(matrices, axis1=-2, axis2=-1), matrices.sum(axis=(-2, -1)))
 
 
 def mean_iou(matrices: np.ndarray) -> np.ndarray:
@@ -90,26 +90,18 @@ def mean_iou(matrices: np.ndarray) -> np.ndarray:
     return mean_of_occurring(pixel_counts(matrices).iou)
 
 
-def mean_of_occurring(figures: np.ndarray) -> np.ndarray:
-    """Return the mean over classes (..., K) -> (...,) of those that are not NaN; NaN if all are."""
-    return _ratio(np.nansum(figures, axis=-1), np.count_nonzero(~np.isnan(figures), axis=-1))
-
-
 def bootstrap_matrices(matrices: np.ndarray) -> np.ndarray | None:
     """Return pooled matrices (resamples, K, K) of images drawn with replacement from `matrices` (images, K, K).
 
     Whole images are drawn, since the pixels of one are not independent. None for fewer than two images, which say
-    nothing about the spread. The draws depend on the number of images alone, the seed is `BOOTSTRAP_SEED`.
+    nothing about the spread. The draws are those of `draw_cases`.
     """
     images = len(matrices)
     if images < 2:
         return None
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
-        images, np.full(images, 1 / images), size=BOOTSTRAP_RESAMPLES
-    )
     # In float64, for BLAS: whole numbers stay exact up to 9e15 pixels.
     flat = matrices.reshape(images, -1).astype(np.float64)
-    return (drawn.astype(np.float64) @ flat).reshape(-1, *matrices.shape[1:])
+    return (draw_cases(images) @ flat).reshape(-1, *matrices.shape[1:])
 
 
 def interval(draws: np.ndarray | None, figure: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
@@ -123,9 +115,3 @@ def interval(draws: np.ndarray | None, figure: Callable[[np.ndarray], np.ndarray
         return np.nan, np.nan
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return the quotient, NaN where the denominator is 0."""
-    undefined = np.full(np.shape(denominator), np.nan)
-    return np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) > 0)
