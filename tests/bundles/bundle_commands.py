@@ -183,3 +183,12 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
 def rows(file: Path) -> list[dict[str, str]]:
     with open(file, newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
+
+
+def scalars(run_dir: Path) -> dict[str, list[float]]:
+    """Return the curves that a run left for TensorBoard, by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"))
+    accumulator.Reload()
+    return {tag: [event.value for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}

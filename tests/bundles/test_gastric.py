@@ -5,33 +5,25 @@ from __future__ import annotations
 
 import json
 import subprocess
-from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from monai.bundle import create_workflow, verify_net_in_out
 from PIL import Image
 
 from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset, read_label_image
-from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, rows, run, run_in_two_processes
-from tests.preprocessing import tile_preprocessing
+from pipeline.networks import load_model
+from tests.bundles.bundle_commands import assert_done, error_line, rows, run, run_in_two_processes, scalars
+from tests.bundles.monai_checks import WORKFLOWS, missing_properties, verify_network
+from tests.bundles.untrained import untrained
 
-CONFIGS = Path("bundles/gastric/configs")
-WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
+pytestmark = pytest.mark.usefixtures("in_repository_root")
 QUICK = ["--batch_size", "4", "--epochs", "2", "--seed", "1"]
 ADVERSARIAL = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
 SIDE = 128
-
-
-@pytest.fixture(autouse=True)
-def in_repository_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
 
 
 def bundle(config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -47,59 +39,16 @@ def dataset_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def untrained(path: Path, dataset_dir: Path, size: int = 32) -> Path:
-    """Write an untrained network that fits a dataset."""
-    dataset = load_dataset(dataset_dir)
-    torch.manual_seed(0)
-    network = build_network("enet", in_channels=dataset.in_channels, out_channels=dataset.out_channels)
-    save_model(
-        path,
-        network,
-        labels=dataset.labels,
-        preprocessing=tile_preprocessing(dataset.intensity),
-        size=size,
-        modality=dataset.modality,
-        tile_px=dataset.tile_px,
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(dataset_dir, tmp_path_factory) -> Path:
-    return untrained(tmp_path_factory.mktemp("model") / "model.pt", dataset_dir)
-
-
-@pytest.mark.parametrize(("config", "kind"), WORKFLOWS.items())
-def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, checkpoint, tmp_path):
-    values = {
-        "train": {"network": "enet"},
-        "paraphrase": {"teacher": str(checkpoint), "student": "enet"},
-        "distill": {"teacher": str(checkpoint), "student": "enet"},
-        "evaluate": {"checkpoint": str(checkpoint)},
-        "inference": {"checkpoint": str(checkpoint), "input": str(dataset_dir / "images"), "output_dir": str(tmp_path)},
-    }[config]
-    if config != "inference":
-        values |= {"dataset_dir": str(dataset_dir), "run_dir": str(tmp_path / "run")}
-    workflow = create_workflow(config_file=literal_eval(config_files("gastric", config)), workflow_type=kind, **values)
-    assert workflow.check_properties() == []
+@pytest.mark.parametrize("config", WORKFLOWS)
+def test_monai_finds_all_properties_it_asks_for(config, dataset_dir, checkpoint, tmp_path):
+    assert missing_properties("gastric", config, dataset_dir, checkpoint, tmp_path) == []
 
 
 @pytest.mark.parametrize("network", ["fanet", "mobile_unet", "enet", "erfnet"])
 def test_networks_take_and_give_what_the_metadata_says(network, tmp_path):
     grey = tmp_path / "grey"
     assert phantom_slides.main(["--output", str(grey), "--images", "6", "--side", "128"]) == 0
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "train.yaml"),
-        device="cpu",
-        n=1,
-        p=1,
-        dataset_dir=str(grey),
-        run_dir=str(tmp_path / "run"),
-        network=network,
-        width=0.125 if network == "fanet" else None,
-    )
+    verify_network("gastric", network, grey, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +105,11 @@ def test_chain_leaves_a_map_of_each_picture_and_what_it_means(chain, dataset_dir
 
 
 def test_tensorboard_holds_every_loss_term_and_they_are_finite(chain):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(chain / "student/tensorboard"))
-    accumulator.Reload()
-    tags = set(accumulator.Tags()["scalars"])
+    curves = scalars(chain / "student")
     terms = {"segmentation", "kd", "vertices", "edges", "adversarial", "discriminator", "total"}
-    assert terms | {"val_miou"} <= tags
-    for tag in tags:
-        assert all(np.isfinite(event.value) for event in accumulator.Scalars(tag)), tag
+    assert terms | {"val_miou"} <= curves.keys()
+    for tag, values in curves.items():
+        assert np.isfinite(values).all(), tag
 
 
 def test_checkpoint_describes_itself(chain, dataset_dir):

@@ -15,15 +15,10 @@ from packaging.requirements import Requirement
 
 from tests.bundles.bundle_commands import ROOT, config_files
 
+pytestmark = pytest.mark.usefixtures("in_repository_root")
 BUNDLES = ("synapse", "gastric")
 CONFIGS = ("train", "paraphrase", "distill", "evaluate", "inference", "multi_gpu")
 SCHEMA = json.loads((ROOT / "bundles/metadata_schema.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def in_repository_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
 
 
 def metadata_of(bundle: str) -> dict:

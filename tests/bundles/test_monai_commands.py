@@ -13,28 +13,14 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from data_prep import phantom_ct
-from pipeline.data import load_dataset
-from pipeline.networks import build_network, load_model, save_model
+from pipeline.networks import load_model
 from tests.bundles.bundle_commands import ROOT, assert_done, config_files, elsewhere, run, run_program
-from tests.preprocessing import scan_preprocessing
-
-
-@pytest.fixture(scope="module")
-def dataset_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "phantom"
-    assert phantom_ct.main(["--output", str(folder), "--cases", "4", "--size", "40", "--slices", "8"]) == 0
-    return folder
+from tests.bundles.untrained import untrained
 
 
 @pytest.fixture(scope="module")
 def checkpoint(dataset_dir, tmp_path_factory) -> Path:
-    """Return the file of an untrained network that fits the phantoms."""
-    path, dataset = tmp_path_factory.mktemp("model") / "model.pt", load_dataset(dataset_dir)
-    network = build_network("mobile_unet", out_channels=dataset.out_channels)
-    kept = {"labels": dataset.labels, "size": 32, "modality": dataset.modality}
-    save_model(path, network, preprocessing=scan_preprocessing(dataset.intensity), **kept)
-    return path
+    return untrained(tmp_path_factory.mktemp("model") / "model.pt", dataset_dir, "mobile_unet")
 
 
 def bundle_command(verb: str, *arguments: object):

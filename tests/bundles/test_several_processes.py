@@ -16,10 +16,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep import phantom_ct, phantom_slides
-from pipeline.data import load_dataset
-from pipeline.networks import build_network, save_model
 from tests.bundles.bundle_commands import ONE_THREAD, ROOT, assert_done, command, config_files, rows, run
-from tests.preprocessing import scan_preprocessing, tile_preprocessing
+from tests.bundles.untrained import untrained
 
 pytestmark = pytest.mark.slow
 # Of random draws each process has its own: augmentation is off, and the students have no dropout.
@@ -56,24 +54,6 @@ def slides(tmp_path_factory) -> Path:
     return folder
 
 
-def model_of(folder: Path, path: Path) -> Path:
-    """Write an untrained network for a dataset."""
-    dataset = load_dataset(folder)
-    torch.manual_seed(0)
-    network = build_network("enet", in_channels=dataset.in_channels, out_channels=dataset.out_channels)
-    save_model(
-        path,
-        network,
-        network_arguments=network.arguments,
-        labels=dataset.labels,
-        preprocessing=(scan_preprocessing if dataset.tile_px is None else tile_preprocessing)(dataset.intensity),
-        size=64,
-        modality=dataset.modality,
-        tile_px=dataset.tile_px,
-    )
-    return path
-
-
 def assert_same_state(one: Path, other: Path) -> None:
     """Compare the networks of two runs' states."""
     first, second = (torch.load(folder / "last.pt", weights_only=True)["network"] for folder in (one, other))
@@ -97,8 +77,8 @@ def test_training_ends_with_the_weights_and_metric_of_one_process(scans, tmp_pat
 @pytest.mark.parametrize("bundle", ["synapse", "gastric"])
 def test_paraphrase_and_distill_do_what_one_process_does(bundle, scans, slides, tmp_path):
     data = scans if bundle == "synapse" else slides
-    teacher = ["--dataset_dir", data, "--teacher", model_of(data, tmp_path / "teacher.pt"), "--student", "mobile_unet"]
-    common = [*teacher, "--batch_size", "4", "--augmentation", "none", "--epochs", "2"]
+    teacher = ["--teacher", untrained(tmp_path / "teacher.pt", data, size=64), "--student", "mobile_unet"]
+    common = ["--dataset_dir", data, *teacher, "--batch_size", "4", "--augmentation", "none", "--epochs", "2"]
     for count in (1, 2):
         assert_done(run_as(count, bundle, "paraphrase", *common, "--run_dir", tmp_path / f"paraphraser{count}"))
     assert_same_state(tmp_path / "paraphraser1", tmp_path / "paraphraser2")
@@ -124,7 +104,7 @@ def first_terms(run_dir: Path) -> dict[str, float]:
 )
 def test_reports_are_those_of_one_process(bundle, split, ranks, scans, slides, tmp_path):
     data = scans if bundle == "synapse" else slides
-    model = ["--dataset_dir", data, "--checkpoint", model_of(data, tmp_path / "model.pt"), "--split", split]
+    model = ["--dataset_dir", data, "--checkpoint", untrained(tmp_path / "model.pt", data, size=64), "--split", split]
     for count in (1, ranks):
         assert_done(run_as(count, bundle, "evaluate", *model, "--run_dir", tmp_path / str(count)))
     tables = sorted(path.name for path in (tmp_path / "1").glob("*.csv"))
@@ -136,7 +116,7 @@ def test_reports_are_those_of_one_process(bundle, split, ranks, scans, slides, t
 def test_inference_shares_a_folder_of_scans_and_goes_on(scans, tmp_path):
     shutil.copytree(scans / "images", tmp_path / "in")
     first, *others = sorted((tmp_path / "in").iterdir())
-    options = ["--checkpoint", model_of(scans, tmp_path / "model.pt"), "--input", tmp_path / "in"]
+    options = ["--checkpoint", untrained(tmp_path / "model.pt", scans, size=64), "--input", tmp_path / "in"]
     options += ["--output_dir", tmp_path / "out"]
     others[0].write_bytes(b"")
     assert run_as(2, "synapse", "inference", *options).returncode == 1
@@ -155,7 +135,7 @@ def test_inference_shares_a_folder_of_slides(slides, tmp_path):
     (tmp_path / "in").mkdir()
     for picture in pictures:
         shutil.copy(picture, tmp_path / "in")
-    options = ["--checkpoint", model_of(slides, tmp_path / "model.pt"), "--input", tmp_path / "in"]
+    options = ["--checkpoint", untrained(tmp_path / "model.pt", slides, size=64), "--input", tmp_path / "in"]
     assert_done(run_as(2, "gastric", "inference", *options, "--output_dir", tmp_path / "out"))
     assert [row["case"] for row in rows(tmp_path / "out/manifest.csv")] == [picture.stem for picture in pictures]
     for picture in pictures:
@@ -164,7 +144,7 @@ def test_inference_shares_a_folder_of_slides(slides, tmp_path):
 
 
 def test_interrupted_inference_by_one_process_is_finished_by_two(scans, tmp_path):
-    options = ["--checkpoint", model_of(scans, tmp_path / "model.pt"), "--input", scans / "images"]
+    options = ["--checkpoint", untrained(tmp_path / "model.pt", scans, size=64), "--input", scans / "images"]
     options += ["--output_dir", tmp_path / "out"]
     stopped = subprocess.Popen(command("synapse", "inference", *options), env=ONE_THREAD, cwd=ROOT)
     while not list((tmp_path / "out").glob("*.json")) and stopped.poll() is None:

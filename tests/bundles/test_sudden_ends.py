@@ -16,7 +16,6 @@ import torch
 
 from data_prep import phantom_ct
 from pipeline.data import load_dataset
-from pipeline.networks import build_network, save_model
 from tests.bundles.bundle_commands import (
     ONE_THREAD,
     ROOT,
@@ -30,7 +29,7 @@ from tests.bundles.bundle_commands import (
     run_program,
     two_process_command,
 )
-from tests.preprocessing import scan_preprocessing
+from tests.bundles.untrained import untrained
 
 KILLS, EPOCHS = 10, 12  # random moments in each of train and distill, spread over a run of so many epochs
 SIZE = 64  # the least that the discriminator takes
@@ -47,18 +46,7 @@ def dataset_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def options(dataset_dir, tmp_path_factory) -> dict[str, list[object]]:
     """Return the options of a run, by config; the teacher is untrained."""
-    teacher, dataset = tmp_path_factory.mktemp("teacher") / "model.pt", load_dataset(dataset_dir)
-    torch.manual_seed(0)
-    network = build_network("enet", out_channels=dataset.out_channels)
-    save_model(
-        teacher,
-        network,
-        network_arguments=network.arguments,
-        labels=dataset.labels,
-        preprocessing=scan_preprocessing(dataset.intensity),
-        size=SIZE,
-        modality=dataset.modality,
-    )
+    teacher = untrained(tmp_path_factory.mktemp("teacher") / "model.pt", dataset_dir, size=SIZE)
     shared = ["--dataset_dir", dataset_dir, "--batch_size", 2, "--seed", 1]
     with_discriminator = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
     return {

@@ -5,91 +5,35 @@ from __future__ import annotations
 
 import json
 import subprocess
-from ast import literal_eval
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import create_workflow, verify_net_in_out
 
-from data_prep import phantom_ct
 from pipeline.data import load_dataset
 from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, rows, run, run_typed
-from tests.preprocessing import scan_preprocessing
+from tests.bundles.bundle_commands import assert_done, error_line, rows, run, run_typed, scalars
+from tests.bundles.monai_checks import WORKFLOWS, missing_properties, verify_network
 
-CONFIGS = Path("bundles/synapse/configs")
-WORKFLOWS = {"train": "train", "paraphrase": "train", "distill": "train", "evaluate": "infer", "inference": "infer"}
+pytestmark = pytest.mark.usefixtures("in_repository_root")
 QUICK = ["--batch_size", "4", "--epochs", "2", "--seed", "1"]
 ADVERSARIAL = ["--method", "graph_flow", "--settings", "{'adversarial': 0.1}"]
-
-
-@pytest.fixture(autouse=True)
-def in_repository_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
-
-
-@pytest.fixture(scope="module")
-def dataset_dir(tmp_path_factory) -> Path:
-    """Return four tiny phantoms: two to train on, one to select by, one to test on."""
-    folder = tmp_path_factory.mktemp("data") / "phantom"
-    assert phantom_ct.main(["--output", str(folder), "--cases", "4", "--size", "40", "--slices", "8"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(dataset_dir, tmp_path_factory) -> Path:
-    """Return the file of an untrained network that fits the phantoms."""
-    path, dataset = tmp_path_factory.mktemp("model") / "model.pt", load_dataset(dataset_dir)
-    network = build_network("enet", out_channels=dataset.out_channels)
-    save_model(
-        path,
-        network,
-        network_arguments=network.arguments,
-        labels=dataset.labels,
-        preprocessing=scan_preprocessing(dataset.intensity),
-        size=32,
-        modality=dataset.modality,
-    )
-    return path
 
 
 def bundle(config: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return run("synapse", config, *arguments)
 
 
-@pytest.mark.parametrize(("config", "kind"), WORKFLOWS.items())
-def test_monai_finds_all_properties_it_asks_for(config, kind, dataset_dir, checkpoint, tmp_path):
-    values = {
-        "train": {"network": "enet"},
-        "paraphrase": {"teacher": str(checkpoint), "student": "enet"},
-        "distill": {"teacher": str(checkpoint), "student": "enet"},
-        "evaluate": {"checkpoint": str(checkpoint)},
-        "inference": {"checkpoint": str(checkpoint), "input": str(dataset_dir / "images"), "output_dir": str(tmp_path)},
-    }[config]
-    if config != "inference":
-        values |= {"dataset_dir": str(dataset_dir), "run_dir": str(tmp_path / "run")}
-    workflow = create_workflow(config_file=literal_eval(config_files("synapse", config)), workflow_type=kind, **values)
-    assert workflow.check_properties() == []
+@pytest.mark.parametrize("config", WORKFLOWS)
+def test_monai_finds_all_properties_it_asks_for(config, dataset_dir, checkpoint, tmp_path):
+    assert missing_properties("synapse", config, dataset_dir, checkpoint, tmp_path) == []
 
 
 @pytest.mark.parametrize("network", ["fanet", "mobile_unet", "enet", "erfnet"])
 def test_networks_take_and_give_what_the_metadata_says(network, dataset_dir, tmp_path):
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "train.yaml"),
-        device="cpu",
-        n=1,
-        p=1,
-        dataset_dir=str(dataset_dir),
-        run_dir=str(tmp_path / "run"),
-        network=network,
-        width=0.125 if network == "fanet" else None,
-    )
+    verify_network("synapse", network, dataset_dir, tmp_path / "run")
 
 
 def typed(config: str, *arguments: object) -> None:
@@ -146,15 +90,11 @@ def test_evaluation_and_inference_give_the_same_mask(chain):
 
 @pytest.mark.parametrize("preset", ["paper", "bounded"])
 def test_tensorboard_holds_every_loss_term_and_they_are_finite(chain, preset):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(chain / preset / "tensorboard"))
-    accumulator.Reload()
-    tags = set(accumulator.Tags()["scalars"])
+    curves = scalars(chain / preset)
     terms = {"segmentation", "kd", "vertices", "edges", "adversarial", "discriminator", "total"}
-    assert terms | {"val_mean_dice"} <= tags
-    for tag in tags:
-        assert all(np.isfinite(event.value) for event in accumulator.Scalars(tag)), tag
+    assert terms | {"val_mean_dice"} <= curves.keys()
+    for tag, values in curves.items():
+        assert np.isfinite(values).all(), tag
 
 
 def test_checkpoint_describes_itself(chain, dataset_dir):

@@ -18,9 +18,9 @@ import torch
 from data_prep import phantom_ct
 from pipeline.data import load_dataset, read_volume
 from pipeline.inference import PatchInferer, inferer_of, segment
-from pipeline.networks import build_network, load_model, save_model
-from tests.bundles.bundle_commands import assert_done, begin, config_files, error_line, rows, run, run_program
-from tests.preprocessing import scan_preprocessing
+from pipeline.networks import load_model
+from tests.bundles.bundle_commands import assert_done, begin, config_files, error_line, rows, run, run_program, scalars
+from tests.bundles.untrained import untrained
 
 SEGRESNET = {"name": "monai.networks.nets.SegResNet", "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
 TEACHER = {**SEGRESNET, "init_filters": 8}
@@ -119,11 +119,7 @@ def test_evaluation_takes_the_model_as_any_other(dataset_dir, distilled):
     ],
 )
 def test_networks_of_images_are_refused(options, message, dataset_dir, teacher, tmp_path):
-    dataset, network = load_dataset(dataset_dir), build_network("enet", out_channels=9)
-    settings = {"labels": dataset.labels, "modality": dataset.modality}
-    settings["preprocessing"] = scan_preprocessing(dataset.intensity)
-    save_model(tmp_path / "slices.pt", network, size=32, **settings)
-    places = {"TEACHER": teacher, "SLICES": tmp_path / "slices.pt"}
+    places = {"TEACHER": teacher, "SLICES": untrained(tmp_path / "slices.pt", dataset_dir)}
     options = [places.get(option, option) if isinstance(option, str) else option for option in options]
     data = ["--dataset_dir", dataset_dir, "--run_dir", tmp_path / "run", "--method", "kd", *PATCHES]
     assert message in error_line(run_volumes("distill", *data, *options))
@@ -134,14 +130,6 @@ def test_teacher_of_volumes_without_their_overlay_is_refused(dataset_dir, teache
     data = ["--dataset_dir", dataset_dir, "--run_dir", tmp_path / "run"]
     result = run("synapse", "distill", *data, "--teacher", teacher, "--student", "enet", "--method", "kd")
     assert "name volumes.yaml too" in error_line(result)
-
-
-def scalars(run_dir: Path, tag: str) -> list[float]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(run_dir / "tensorboard"))
-    accumulator.Reload()
-    return [event.value for event in accumulator.Scalars(tag)]
 
 
 @pytest.mark.slow
@@ -160,9 +148,9 @@ def test_narrow_student_learns_from_a_teacher_on_chaos(tmp_path):
     }
     for name, (config, options) in runs.items():
         assert_done(run_volumes(config, *data, *recipe, *options, "--run_dir", tmp_path / name))
-        loss = scalars(tmp_path / name, "segmentation")
+        loss = scalars(tmp_path / name)["segmentation"]
         assert len(loss) == 60
         # Sixty iterations: that the loss falls is all to expect of them.
         assert np.mean(loss[-20:]) < 0.95 * np.mean(loss[:20]), name
         assert 0 <= load_model(tmp_path / name / "model.pt").extra["selection"]["val_mean_dice"] <= 1, name
-    assert np.isfinite(scalars(tmp_path / "kd", "kd")).all()
+    assert np.isfinite(scalars(tmp_path / "kd")["kd"]).all()
