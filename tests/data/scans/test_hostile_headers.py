@@ -113,6 +113,13 @@ def test_packed_length_beyond_the_file_is_refused_before_memory_is_taken(tmp_pat
         read_volume(path)
 
 
+def test_packed_voxels_behind_a_header_are_refused(tmp_path: Path) -> None:
+    # ITK sought them at another byte and gave what lay in memory.
+    path = saved(tmp_path, ".mha", b"CompressedDataSize = ", b"HeaderSize = 7\nCompressedDataSize = ", packed=True)
+    with pytest.raises(InputError, match=r"compressed voxels behind a header of 7 bytes; save the scan anew"):
+        read_volume(path)
+
+
 OUTSIDE = ["/dev/zero", "../secret.raw", "sub/../../secret.raw", "{folder}/secret.raw", "link.raw"]
 
 
