@@ -172,7 +172,9 @@ def _check_meta_header(path: Path) -> tuple[list[str], _Voxels]:
         raise InputError(f"{path}: {packed} bytes of compressed voxels in a shorter file; download or export it again")
     if fields.get("compresseddata", "").lower().startswith("t") and fields.get("headersize", "0") != "0":
         # ITK unpacks from another byte than it should, and gives whatever lies in memory.
-        raise InputError(f"{path}: compressed voxels behind a header of {fields['headersize']} bytes; save the scan anew")
+        raise InputError(
+            f"{path}: compressed voxels behind a header of {fields['headersize']} bytes; save the scan anew"
+        )
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise InputError(f"{path}: no ElementSpacing, so no voxel size; write the true one into the header")
     if fields.get("distanceunits", "mm").lower() not in ("mm", "?"):
