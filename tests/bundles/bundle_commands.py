@@ -71,7 +71,9 @@ def run_program(program: list[str]) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         output, errors = (Path(folder) / name for name in ("output", "errors"))
         code = begin(program, output, errors).wait()
-        return subprocess.CompletedProcess(program, code, output.read_text(), errors.read_text())
+        return subprocess.CompletedProcess(
+            program, code, output.read_text(encoding="utf-8"), errors.read_text(encoding="utf-8")
+        )
 
 
 class Running:
