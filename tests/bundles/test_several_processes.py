@@ -147,7 +147,7 @@ def test_interrupted_inference_by_one_process_is_finished_by_two(scans, tmp_path
     options = ["--checkpoint", untrained(tmp_path / "model.pt", scans, size=64), "--input", scans / "images"]
     options += ["--output_dir", tmp_path / "out"]
     stopped = subprocess.Popen(command("synapse", "inference", *options), env=ONE_THREAD, cwd=ROOT)
-    while not list((tmp_path / "out").glob("*.json")) and stopped.poll() is None:
+    while not list((tmp_path / "out").glob("[!.]*.json")) and stopped.poll() is None:  # hidden ones are being written
         time.sleep(0.01)
     stopped.kill()
     stopped.wait()
