@@ -22,7 +22,7 @@ from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.data.scans.volumes import VolumeReader
 from pipeline.errors import InputError, find_input_error
 
-IMAGE, LABEL = "image", "label"
+IMAGE = "image"
 # Classes of MONAI's other modules read and write files.
 TRUSTED_MODULES = (
     "monai.transforms.croppad",

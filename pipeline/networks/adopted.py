@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.networks import nets
 from torch import Tensor, nn
 
 from pipeline.described import TARGET, build, dotted_name, plain
 from pipeline.errors import InputError
-from pipeline.networks.build import NETWORKS, build_network
-from pipeline.networks.monai_networks import FAMILIES, PACKAGE, default_taps, drop_channels_not_images
+from pipeline.networks.build import build_network, known_name
+from pipeline.networks.monai_networks import default_taps, drop_channels_not_images
 from pipeline.networks.shapes import check_taps, distinct, feature_maps, without_values
 
 TRUSTED_MODULES = ("monai.networks.nets", "pipeline.networks")
@@ -51,7 +50,7 @@ def adopt(
         raise InputError(f"network_def builds a {type(network).__name__}; give the class of a network")
     if "name" not in getattr(network, "arguments", {}):
         options = {key: value for key, value in description.items() if key != TARGET}
-        name = _known_name(type(network))
+        name = known_name(type(network))
         if name is None:
             return _with_attributes(network, plain("network_def", description), in_channels, out_channels, spatial_dims)
         with torch.device("meta"):
@@ -104,14 +103,6 @@ def _check_loads_nothing(name: str, options: Mapping[str, Any]) -> None:
 def _without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options by which the network is built again: its weights come from the model file then."""
     return {key: (False if value is True else None) if "pretrained" in key else value for key, value in options.items()}
-
-
-def _known_name(network_class: type[nn.Module]) -> str | None:
-    """Return the name under which `build_network` knows a class."""
-    for name, known in NETWORKS.items():
-        if network_class is known:
-            return name
-    return next((f"{PACKAGE}.{short}" for short in FAMILIES if network_class is getattr(nets, short)), None)
 
 
 def _channel_defaults(network_class: type[nn.Module]) -> dict[str, Any]:

@@ -111,12 +111,16 @@ def _read_request(request: Any) -> tuple[Any, dict[str, Any]]:
     return (_name_of_class(request) if inspect.isclass(request) else request), {}
 
 
+def known_name(network_class: Any) -> str | None:
+    """Return the name under which `build_network` knows a class, None for another."""
+    known = {**NETWORKS, **{f"{PACKAGE}.{short}": getattr(nets, short) for short in FAMILIES}}
+    return next((name for name, one in known.items() if network_class is one), None)
+
+
 def _name_of_class(network_class: Any) -> str:
-    """Return the dotted name of a class of the list; of any other its own name, which is then refused."""
-    for short in FAMILIES:
-        if network_class is getattr(nets, short):
-            return f"{PACKAGE}.{short}"
-    return f"{getattr(network_class, '__module__', '')}.{getattr(network_class, '__qualname__', network_class)}"
+    """Return the name of a class that is known; of any other its own name, which is then refused."""
+    own = f"{getattr(network_class, '__module__', '')}.{getattr(network_class, '__qualname__', network_class)}"
+    return known_name(network_class) or own
 
 
 def _build_own(name: str, in_channels: int, out_channels: int, options: dict[str, Any]) -> SegmentationNetwork:

@@ -183,9 +183,9 @@ def largest(mine: int) -> int:
     """Return the largest of the numbers that the processes hold; collective, and no GPU waits for it."""
     if world_size() == 1:
         return mine
-    number = torch.tensor(mine)
-    dist.all_reduce(number, op=dist.ReduceOp.MAX)
-    return int(number)
+    numbers = [torch.tensor(mine) for _ in range(world_size())]
+    dist.all_gather(numbers, torch.tensor(mine))
+    return max(int(number) for number in numbers)
 
 
 def wait_for_all() -> None:

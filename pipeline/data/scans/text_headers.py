@@ -47,27 +47,28 @@ _META_FIELDS: dict[str, tuple[str, str]] = {
 _VECTOR = rf"\(\s*{_NUMBER}(\s*,\s*{_NUMBER}){{1,3}}\s*\)"
 _QUOTED = r'"[^"]{0,100}"'
 # NRRD: pattern of one value, and how many there are; blanks within a field's name do not count.
-_NRRD_FIELDS: dict[str, tuple[str, str]] = {
+_NRRD_SPELT: dict[str, tuple[str, str]] = {
     "type": (r"[a-z0-9_ ]{1,30}", "1"),
     "dimension": ("[2-5]", "1"),
     "space": (r"[\w -]{1,40}", "1"),
-    "spacedimension": ("[1-4]", "1"),
+    "space dimension": ("[1-4]", "1"),
     "sizes": (_SIZE, _ONCE),
-    "spacedirections": (rf"({_VECTOR}|none)", _ONCE),
-    "spaceorigin": (_VECTOR, "1"),
-    "measurementframe": (rf"({_VECTOR}|none)", _OF_SPACE),
-    **dict.fromkeys(("spacings", "thicknesses", "axismins", "axismaxs"), (rf"({_NUMBER}|nan|NaN)", _ONCE)),
+    "space directions": (rf"({_VECTOR}|none)", _ONCE),
+    "space origin": (_VECTOR, "1"),
+    "measurement frame": (rf"({_VECTOR}|none)", _OF_SPACE),
+    **dict.fromkeys(("spacings", "thicknesses", "axis mins", "axis maxs"), (rf"({_NUMBER}|nan|NaN)", _ONCE)),
     **dict.fromkeys(("kinds", "centers", "centerings"), (r"[\w?-]{1,40}", _ONCE)),
     **dict.fromkeys(("labels", "units"), (_QUOTED, _ONCE)),
-    "spaceunits": (_QUOTED, _OF_SPACE),
+    "space units": (_QUOTED, _OF_SPACE),
     "encoding": (r"raw|gzip|gz|ascii|txt|text|hex|bzip2|bz2", "1"),
     "endian": ("little|big", "1"),
-    **dict.fromkeys(("lineskip", "byteskip"), (_INTEGER, "1")),
-    **dict.fromkeys(("oldmin", "oldmax", "min", "max"), (_NUMBER, "1")),
-    **dict.fromkeys(("content", "sampleunits"), (r".{0,255}", "1")),
-    **dict.fromkeys(("number", "blocksize"), (_SIZE, "1")),
-    "datafile": (r"\S.{0,254}", "1"),
+    **dict.fromkeys(("line skip", "byte skip"), (_INTEGER, "1")),
+    **dict.fromkeys(("old min", "old max", "min", "max"), (_NUMBER, "1")),
+    **dict.fromkeys(("content", "sample units"), (r".{0,255}", "1")),
+    **dict.fromkeys(("number", "block size"), (_SIZE, "1")),
+    "data file": (r"\S.{0,254}", "1"),
 }
+_NRRD_FIELDS = {name.replace(" ", ""): rule for name, rule in _NRRD_SPELT.items()}
 
 Header = tuple[dict[str, str], int]
 
