@@ -4,18 +4,18 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
-# What test-fast runs: one teacher and student by the bundle's commands (first, since it takes longest), each method,
-# network, loss and score by its arithmetic, scans, inference, and a run that is resumed.
-FAST := tests/bundles/test_volumes.py tests/training/test_resume.py tests/training/test_losses.py tests/distillation \
-	tests/networks/parity tests/networks/test_build.py tests/data/scans tests/data/dataset tests/data/samples \
-	tests/evaluation/test_scores.py tests/evaluation/test_surface.py tests/evaluation/test_overlap.py \
-	tests/evaluation/test_report.py tests/inference/scans tests/inference/test_files.py tests/test_*.py
+# What test-fast runs: one teacher, student and resumed run by the bundle's commands (first, since they take longest), each
+# method, network, loss and score by its arithmetic, readers of scans, and inference.
+FAST := tests/bundles/test_volumes.py tests/training/test_losses.py tests/distillation tests/networks/parity \
+	tests/networks/test_build.py tests/data/scans tests/data/dataset tests/evaluation/test_scores.py \
+	tests/evaluation/test_surface.py tests/evaluation/test_overlap.py tests/evaluation/test_report.py \
+	tests/inference/scans/test_slicewise.py tests/test_*.py
 
 .PHONY: help demo test test-fast test-slow lint bench clean
 help:
 	@echo "make demo       phantom scans and slides, teachers, distilled students, reports, a segmented scan and slide"
 	@echo "make test       all quick tests           make test-slow  the ones that take minutes"
-	@echo "make test-fast  those of each part's arithmetic, of scans, inference, resume and one bundle: a minute and a half"
+	@echo "make test-fast  those of each part's arithmetic, of scans, inference and one bundle: 80 seconds"
 	@echo "make lint       style checks              make bench      time and memory, printed"
 	@echo "make clean      remove .venv and outputs/demo"
 

@@ -16,6 +16,7 @@ BENCHMARKS = (
     ["benchmarks.hd95", "--medpy"],
     ["benchmarks.inference_memory"],
     ["benchmarks.slide_memory", "--side", "8000"],
+    ["benchmarks.training_speed", "--precision", "float32", "--width", "0.25", "--batch", "2"],
 )
 
 

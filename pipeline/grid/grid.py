@@ -98,7 +98,7 @@ def run_grid(
     _check_same_grid(grid)
     outcome = execute_runs(runs, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)
     _write_failures(Path(grid.run_dir), outcome)
-    if len(done := _comparable(runs, outcome)) > 1:
+    if done := _comparable(runs, outcome):
         compare(done)
     logger.info("%d of %d runs are done, %d failed", len(outcome.done), len(runs), len(outcome.failed))
     if outcome.failed:
@@ -109,10 +109,14 @@ def run_grid(
 
 
 def _comparable(runs: Sequence[PlannedRun], outcome: Outcome) -> list[Path]:
-    """Return the folders of runs that are done, in all folds: one that lacks a fold was tested on fewer cases."""
+    """Return the folders of the arms that are done in all folds; none if that is one arm, with nothing beside it.
+
+    An arm that lacks a fold was tested on fewer cases.
+    """
     compared = [run for run in runs if run.in_comparison]
     unfinished = {run.arm for run in compared if run.name not in outcome.done}
-    return [run.folder for run in compared if run.arm not in unfinished]
+    done = [run for run in compared if run.arm not in unfinished]
+    return [run.folder for run in done] if len({run.arm for run in done}) > 1 else []
 
 
 def _check_options(configs: Path, runs: Sequence[PlannedRun]) -> None:

@@ -36,7 +36,8 @@ def elsewhere() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="bundles_elsewhere_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in ("synapse", "gastric"):
-        shutil.copytree(ROOT / "bundles" / name / "configs", folder / "copies" / name / "configs")
+        for part in ("configs", "models"):
+            shutil.copytree(ROOT / "bundles" / name / part, folder / "copies" / name / part)
     (folder / "work").mkdir()
     return folder
 

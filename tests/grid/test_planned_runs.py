@@ -210,3 +210,19 @@ def test_folds_and_options_of_students_stay_and_folds_may_be_added(tmp_path, mon
         run_grid(_grid(tmp_path, folds={"a": FOLDS["b"]}), compare=print)
     with pytest.raises(InputError, match="options of enet was"):
         run_grid(_grid(tmp_path), compare=print)
+
+
+def test_teachers_of_all_folds_alone_are_not_compared(tmp_path, monkeypatch):
+    grid = _grid(tmp_path, students=["enet"], folds=FOLDS)
+    done = ["a_teacher", "b_teacher", "a_enet_kd_3"]
+    monkeypatch.setattr("pipeline.grid.grid.execute_runs", lambda *_: Outcome(done=done, left=["b_enet_kd_3"]))
+    monkeypatch.setattr("pipeline.grid.grid._check_options", lambda *_: None)
+    monkeypatch.setattr("pipeline.grid.grid.load_dataset", lambda *_, **__: None)
+    compared = []
+    for more in ([], ["b_enet_kd_3"]):
+        done += more
+        with pytest.raises(SystemExit):
+            run_grid(grid, compare=compared.append)
+    assert [[folder.name for folder in folders] for folders in compared] == [
+        ["a_teacher", "a_enet_kd_3", "b_teacher", "b_enet_kd_3"]
+    ]
