@@ -7,10 +7,10 @@ doesn't: 0.708 where kd had 0.707 (two seeds), and 0.706 where kd had 0.720. So 
 is the default of distill.yaml. The weights give vertices and edges shares of the labels' gradient of 0.12 and 0.15 on
 CHAOS MR, 0.34 and 0.30 on EBHI-Seg.
 
-Five runs before that, in the loop and on the patients that `kd.py` names, had shown no gain for ENet and Mobile U-Net: kd 0.764 and 0.760
-(two seeds); with centred graph terms, each held at a share of 0.1, 0.756 to 0.758, with windows at the maxima of either
-network and with or without adapters; Mobile U-Net 0.865 with kd, 0.852 with a share of 0.3. Late starts, ramps and long
-runs were not tried.
+Five runs before that, in the loop and on the patients that `kd.py` names, had shown no gain for ENet and Mobile U-Net:
+kd 0.764 and 0.760 (two seeds); with centred graph terms, each held at a share of 0.1, 0.756 to 0.758, with windows at
+the maxima of either network and with or without adapters; Mobile U-Net 0.865 with kd, 0.852 with a share of 0.3. Late
+starts, ramps and long runs were not tried.
 """
 
 from __future__ import annotations
