@@ -12,7 +12,6 @@ from monai.engines import SupervisedEvaluator
 from pipeline.data.preprocessing import preprocessing_of
 from pipeline.data.scans.volumes import Volume
 from pipeline.errors import InputError
-from pipeline.inference.inputs import Inputs
 from pipeline.inference.scans.label_map_writer import LabelMapWriter, check_on_own_grid
 from pipeline.inference.scans.patches import PatchInferer
 from pipeline.inference.scans.scan_dataset import ScanDataset, as_loaded, scan_loader
@@ -20,6 +19,7 @@ from pipeline.inference.scans.slicewise import SliceWiseInferer
 from pipeline.inference.slides.slide_dataset import SlideDataset, slide_batch, slide_loader
 from pipeline.inference.slides.slide_writer import SlideLabelWriter
 from pipeline.inference.slides.tiles import tile_inferer_of
+from pipeline.inference.sources import Inputs
 from pipeline.networks import SavedModel
 
 
