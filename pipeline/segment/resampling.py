@@ -28,14 +28,15 @@ def resize_weights(length: int, target: int) -> np.ndarray:
     """Return the matrix (target, length) float32 of smoothed linear interpolation along an axis.
 
     A target pixel is the mean of the pixels below a triangle over its centre, as wide as two target pixels when it
-    shrinks and as two source pixels when it grows; at the border the triangle is cut off and weighs 1 again.
+    shrinks and as two source pixels when it grows; at the border the triangle is cut off and weighs 1 again. Every step
+    is rounded to float32 as torch rounds it: exact weights would differ from torch's fifty times more.
     """
-    scale = length / target
-    reach = max(scale, 1.0)
-    centres = scale * (np.arange(target) + 0.5)
-    distances = np.abs(np.arange(length) + 0.5 - centres[:, None]) / reach
-    weights = np.clip(1.0 - distances, 0.0, None)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    one, half = np.float32(1), np.float32(0.5)
+    scale = np.float32(length) / np.float32(target)
+    centres = scale * (np.arange(target, dtype=np.float32) + half)
+    distances = np.abs(np.arange(length, dtype=np.float32) - centres[:, None] + half) * (one / max(scale, one))
+    weights = np.maximum(one - distances, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def labels_at(logits: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
