@@ -16,8 +16,8 @@ from pipeline.errors import InputError, run_command
 from pipeline.export.description import describe_model
 from pipeline.export.formats import FORMATS, check_packages
 from pipeline.export.int8 import INT8_FORMATS, write_int8
-from pipeline.export.parity import Agreement, ParityError, agreement, check_parity
-from pipeline.export.samples import images_of, sample_files, smooth_images
+from pipeline.export.parity import Agreement, ParityError, agreement, check_parity, smooth_images
+from pipeline.export.samples import images_of, sample_files
 from pipeline.files.atomic import replace_when_complete
 from pipeline.networks import SavedModel, load_model
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.networks import PaddedInferer
+from pipeline.networks import PaddedInferer, SavedModel
 from pipeline.segment.runtimes import Run
 
 LEAST_DICE = 0.999
 LEAST_DICE_INT8 = 0.995
 _BATCH = 4
+_COARSE = 8  # sides of the random map that smooth images are made of
 
 
 class ParityError(Exception):
@@ -86,6 +88,15 @@ def _run(run: Run, images: np.ndarray) -> np.ndarray:
     except Exception as error:  # each runtime raises its own kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ParityError(f"the exported network doesn't run on images {images.shape} ({reason})") from error
+
+
+def smooth_images(model: SavedModel) -> Tensor:
+    """Return eight random images of the training size whose grey values change slowly, always the same."""
+    sides = (model.size,) * 2 if isinstance(model.size, int) else tuple(model.size)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(8, model.network.in_channels, *(_COARSE for _ in sides), generator=generator)
+    mode = "bilinear" if len(sides) == 2 else "trilinear"
+    return F.interpolate(coarse, size=sides, mode=mode, align_corners=False)
 
 
 def check_parity(found: Agreement, int8: bool) -> None:

@@ -22,7 +22,6 @@ from pipeline.inference.sources import visible_entries
 from pipeline.networks import SavedModel
 
 MOST_IMAGES = 64
-_COARSE = 8  # sides of the random map that smooth images are made of
 
 
 def sample_files(model: SavedModel, given: str | None) -> list[Path]:
@@ -54,15 +53,6 @@ def images_of(model: SavedModel, files: Sequence[Path]) -> Tensor:
     read = _tile if model.tile_px is not None else _patches if model.network.spatial_dims == 3 else _slices
     parts = [read(path, model, preprocessing, each) for path in files[:MOST_IMAGES]]
     return torch.cat(parts).float().contiguous()
-
-
-def smooth_images(model: SavedModel) -> Tensor:
-    """Return eight random images of the training size whose grey values change slowly, always the same."""
-    sides = (model.size,) * 2 if isinstance(model.size, int) else tuple(model.size)
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(8, model.network.in_channels, *(_COARSE for _ in sides), generator=generator)
-    mode = "bilinear" if len(sides) == 2 else "trilinear"
-    return F.interpolate(coarse, size=sides, mode=mode, align_corners=False)
 
 
 def _slices(path: Path, model: SavedModel, preprocessing: Preprocessing, most: int) -> Tensor:

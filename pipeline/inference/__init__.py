@@ -6,6 +6,7 @@ from pipeline.lazy_names import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "backends": ("BACKENDS", "backend_of", "network_on", "told_backend"),
         "case_writer": ("FAILURES_FILE",),
         "inputs": ("Failure",),
         "logits": ("AMP_DTYPES",),

@@ -19,7 +19,7 @@ ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 AUTO = "auto"
 RUNTIMES = (OPENVINO, ONNXRUNTIME)
 RT_INFO = "graphflow"  # where an OpenVINO file keeps the description
-_X86 = ("x86_64", "amd64", "i386", "i686")
+X86 = ("x86_64", "amd64", "i386", "i686")
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -58,7 +58,7 @@ def fastest_runtime(suffix: str = ".onnx") -> str:
 
     OpenVINO alone reads `.xml` files. Raises `InputError` where neither is installed.
     """
-    if suffix == ".xml" or (platform.machine().lower() in _X86 and is_installed(OPENVINO)):
+    if suffix == ".xml" or (platform.machine().lower() in X86 and is_installed(OPENVINO)):
         return OPENVINO
     if is_installed(ONNXRUNTIME) or not is_installed(OPENVINO):
         check_installed(ONNXRUNTIME)
