@@ -44,7 +44,7 @@ def test_evaluation_tells_the_backend(checkpoint, dataset_dir, tmp_path):
 def test_slides_are_segmented_as_by_torch(tmp_path):
     pytest.importorskip("onnxruntime")
     slides = tmp_path / "slides"
-    assert phantom_slides.main(["--output", str(slides), "--cases", "4", "--size", "96"]) == 0
+    assert phantom_slides.main(["--output", str(slides), "--images", "6", "--side", "128"]) == 0
     checkpoint = untrained(tmp_path / "model.pt", slides, "erfnet")
     given = ("--checkpoint", checkpoint, "--input", slides / "images", "--device", "cpu")
     for name in ("torch", "onnxruntime"):
