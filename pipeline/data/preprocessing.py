@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline import described
 from pipeline.data.dataset.dataset import SLIDES
 from pipeline.data.dataset.intensity import IntensityRule
-from pipeline.data.scans.volumes import VolumeReader
+from pipeline.data.scans.monai_reader import VolumeReader
 from pipeline.errors import InputError, find_input_error
 
 IMAGE = "image"

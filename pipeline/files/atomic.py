@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.errors import InputError, find_disk_error
 
 _UNFINISHED = re.compile(r"\.\d+\..+")  # what `replace_when_complete` calls a file in the making
@@ -59,6 +57,8 @@ def write_tensors(path: str | os.PathLike[str], content: Any) -> None:
 
     Torch gets an open file: given a path, it hides why the disk refused, and puts the file's name into the file.
     """
+    import torch  # here alone: programs that write label maps start without it
+
     with replace_when_complete(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 

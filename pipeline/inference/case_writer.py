@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from ignite.engine import Engine, Events
 
 from pipeline.errors import InputError
-from pipeline.inference.inputs import Failure, Source, SourceDataset
+from pipeline.inference.inputs import Failure, SourceDataset
 from pipeline.inference.manifest import (
     FAILED,
     MANIFEST_FILE,
@@ -24,6 +24,7 @@ from pipeline.inference.manifest import (
     row_of_earlier_run,
     write_rows,
 )
+from pipeline.inference.sources import Source
 from pipeline.processes import distributed
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from monai.engines import SupervisedEvaluator
 from pipeline.data.preprocessing import preprocessing_of
 from pipeline.data.scans.volumes import Volume
 from pipeline.errors import InputError
-from pipeline.inference.inputs import Inputs
+from pipeline.inference.backends import TORCH
 from pipeline.inference.scans.label_map_writer import LabelMapWriter, check_on_own_grid
 from pipeline.inference.scans.patches import PatchInferer
 from pipeline.inference.scans.scan_dataset import ScanDataset, as_loaded, scan_loader
@@ -20,6 +20,7 @@ from pipeline.inference.scans.slicewise import SliceWiseInferer
 from pipeline.inference.slides.slide_dataset import SlideDataset, slide_batch, slide_loader
 from pipeline.inference.slides.slide_writer import SlideLabelWriter
 from pipeline.inference.slides.tiles import tile_inferer_of
+from pipeline.inference.sources import Inputs
 from pipeline.networks import SavedModel
 
 
@@ -79,7 +80,7 @@ def segment_files(
     """
     preprocessing = preprocessing_of(model.preprocessing)
     scans = ScanDataset(inputs, preprocessing)
-    settings = {"precision": amp_dtype or "float32"}
+    settings = {"precision": amp_dtype or "float32", "backend": TORCH}
     writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
@@ -112,7 +113,12 @@ def segment_slides(
     the model.
     """
     slides = SlideDataset(inputs)
-    settings = {"overlap": overlap, "background": background, "precision": amp_dtype or "float32"}
+    settings = {
+        "overlap": overlap,
+        "background": background,
+        "precision": amp_dtype or "float32",
+        "backend": TORCH,
+    }
     writer = SlideLabelWriter(output_dir, slides, model.labels, model.sha256, settings, overwrite)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # slides stay on disk; their tiles travel to the network

@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 WINDOW = "window"
 PERCENTILES = "percentiles"
@@ -58,7 +60,7 @@ class IntensityRule:
         """
         if self.kind == WINDOW:
             return self.low, self.high
-        values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+        values = array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)
         low, high = (float(value) for value in np.percentile(values, (self.low, self.high)))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError("the volume holds NaN or infinite voxels, so it has no percentiles; repair the scan")

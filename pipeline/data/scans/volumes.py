@@ -7,29 +7,23 @@ in `Volume.notes`.
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
-from monai.utils import ensure_tuple
 
-from pipeline.data.scans.dicom import read_dicom_series
+from pipeline.data.scans.formats import NIFTI_SUFFIXES, SUFFIXES, scan_suffix
 from pipeline.data.scans.geometry import Volume, check_same_grid, from_ras, to_ras, to_voxel_order_of
 from pipeline.data.scans.nifti import MAX_VOXEL_BYTES, read_nifti, write_nifti_labels
-from pipeline.data.scans.simpleitk import SIMPLEITK_SUFFIXES, read_simpleitk
 from pipeline.errors import InputError
 
 __all__ = [
     "MAX_VOXEL_BYTES",
     "SUFFIXES",
     "Volume",
-    "VolumeReader",
     "check_same_grid",
     "from_ras",
     "label_counts",
@@ -44,20 +38,9 @@ __all__ = [
     "write_label_map",
 ]
 
-# MONAI's LoadImage builds a reader of DICOM on GPUs whatever it is to read, and warns where there is no GPU.
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-
-SUFFIXES = (".nii.gz", ".nii", *SIMPLEITK_SUFFIXES)
 # Label maps saved as floats carry rounding of this order; anything more is interpolation, and no class any more.
 _LABEL_TOLERANCE = 1e-3
 _MOST_LISTED = 10
-
-
-def scan_suffix(path: str | os.PathLike[str]) -> str | None:
-    """Return the suffix by which `read_volume` chooses its reader (".nii.gz", ".nrrd", ...), None for another file."""
-    name = Path(path).name.lower()
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def read_volume(path: str | os.PathLike[str], max_bytes: int = MAX_VOXEL_BYTES) -> Volume:
@@ -71,18 +54,26 @@ def read_volume(path: str | os.PathLike[str], max_bytes: int = MAX_VOXEL_BYTES) 
     suffix = scan_suffix(path)
     _check_exists(path, suffix)
     try:
-        if path.is_dir():
-            volume = read_dicom_series(path, max_bytes)
-        elif suffix in (".nii", ".nii.gz"):
-            volume = read_nifti(path, max_bytes)
-        else:
-            volume = read_simpleitk(path, max_bytes)
+        volume = _reader_of(path, suffix)(path, max_bytes)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the file") from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory; close other programs or use a larger machine") from error
     _check_finite(volume)
     return volume
+
+
+def _reader_of(path: Path, suffix: str | None) -> Callable[[Path, int], Volume]:
+    """Return the reader of a file or folder; SimpleITK and pydicom take a second to load, so NIfTI goes without."""
+    if path.is_dir():
+        from pipeline.data.scans.dicom import read_dicom_series
+
+        return read_dicom_series
+    if suffix in NIFTI_SUFFIXES:
+        return read_nifti
+    from pipeline.data.scans.simpleitk import read_simpleitk
+
+    return read_simpleitk
 
 
 def _check_exists(path: Path, suffix: str | None) -> None:
@@ -205,33 +196,6 @@ def write_label_map(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
         write_nifti_labels(path, labels, like)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free some space there") from error
-
-
-class VolumeReader(ImageReader):
-    """Reads every format of `read_volume`: `LoadImaged(keys, reader=VolumeReader)`.
-
-    `LoadImage` catches whatever a reader's `read` raises and hands the file to the next reader, which takes much that
-    is refused here (a wrong checksum, NaN voxels). So `read` only passes the path on, and `get_data` reads: what it
-    raises arrives at the caller.
-    """
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Tell whether all files have a known suffix; a folder is taken as a DICOM series."""
-        return all(scan_suffix(name) is not None or Path(name).is_dir() for name in ensure_tuple(filename))
-
-    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
-        """Return the paths as given."""
-        return tuple(os.fspath(name) for name in ensure_tuple(data))
-
-    def get_data(self, img: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the voxels (x, y, z), by `signed_values`, and the metadata that MONAI's transforms expect.
-
-        Raises `InputError` as `read_volume` does, and for more than one path.
-        """
-        if len(img) != 1:
-            raise InputError(f"{', '.join(img)}: {len(img)} files for one image; give one file a key")
-        volume = read_volume(img[0])
-        return signed_values(volume.array), metadata_of(volume.affine, volume.array.shape)
 
 
 def signed_values(array: np.ndarray) -> np.ndarray:

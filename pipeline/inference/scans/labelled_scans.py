@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.data import Case, Preprocessing, read_label
 from pipeline.errors import InputError
-from pipeline.inference.scans.scan_dataset import Scan, ScanDataset, as_loaded
+from pipeline.inference.scans.scan_dataset import ScanDataset, as_loaded
+from pipeline.inference.scans.scan_files import Scan
 
 
 class LabelledScanDataset(ScanDataset):

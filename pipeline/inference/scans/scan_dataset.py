@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,51 +12,10 @@ from monai.data import DataLoader, MetaTensor
 from torch.utils.data import default_collate
 
 from pipeline.data.preprocessing import Preprocessing
-from pipeline.data.scans.dicom import is_dicom_folder
-from pipeline.data.scans.volumes import SUFFIXES, Volume, metadata_of, read_volume, scan_suffix, signed_values
-from pipeline.errors import InputError
-from pipeline.inference.inputs import Inputs, Source, SourceDataset, find_sources, visible_entries
-
-
-@dataclass(frozen=True)
-class Scan(Source):
-    """A scan on disk: a file, or a folder with one DICOM series. `case` names its outputs."""
-
-
-def find_scans(inputs: Inputs) -> list[Source]:
-    """Return the scans of `inputs`: a file, a folder of files and DICOM series folders, one series, or a list.
-
-    A `Scan` in a list keeps the case name that it has; files bear the name of the file, series that of the folder.
-    Hidden files and files of other formats in a folder are passed over. Raises `InputError` for paths that are
-    missing (all of them in one message), a folder without scans, and two scans of one case name.
-    """
-    return find_sources(inputs, ScanDataset.noun, _scans_in)
-
-
-def _scans_in(path: Path) -> list[Source]:
-    # A folder named like a file is no folder of scans: read_volume says so.
-    return _in_folder(path) if path.is_dir() and scan_suffix(path) is None else [Scan(_case_of(path), path)]
-
-
-def _in_folder(folder: Path) -> list[Source]:
-    entries = visible_entries(folder)
-    scans = [Scan(_case_of(path), path) for path in entries if scan_suffix(path) is not None or _is_series(path)]
-    if is_dicom_folder(folder):
-        if scans:
-            raise InputError(f"{folder} holds DICOM slices and {scans[0].path.name}; give them folders of their own")
-        return [Scan(_case_of(folder), folder)]
-    if not scans:
-        raise InputError(f"no scan in {folder}; give {', '.join(SUFFIXES)} files or DICOM series folders")
-    return scans
-
-
-def _is_series(path: Path) -> bool:
-    return path.is_dir() and is_dicom_folder(path)
-
-
-def _case_of(path: Path) -> str:
-    suffix = scan_suffix(path)
-    return os.path.basename(os.path.abspath(path)) if suffix is None else path.name[: -len(suffix)]
+from pipeline.data.scans.volumes import Volume, metadata_of, read_volume, signed_values
+from pipeline.inference.inputs import SourceDataset
+from pipeline.inference.scans.scan_files import NOUN, find_scans
+from pipeline.inference.sources import Inputs, Source
 
 
 class ScanDataset(SourceDataset):
@@ -70,7 +27,7 @@ class ScanDataset(SourceDataset):
     share. Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
     """
 
-    noun = "scan"
+    noun = NOUN
 
     def __init__(self, inputs: Inputs, preprocessing: Preprocessing) -> None:
         super().__init__(find_scans(inputs))

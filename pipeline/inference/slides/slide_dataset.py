@@ -13,7 +13,8 @@ from monai.data import DataLoader
 from pipeline.data.slides.base import Slide
 from pipeline.data.slides.open import SLIDE_SUFFIXES, is_slide, open_slide
 from pipeline.errors import InputError
-from pipeline.inference.inputs import Inputs, Source, SourceDataset, find_sources, visible_entries
+from pipeline.inference.inputs import SourceDataset
+from pipeline.inference.sources import Inputs, Source, find_sources, visible_entries
 
 # Hamamatsu's old formats: the file of this suffix names JPEG files beside it, which are parts of the slide.
 _INDEX_SUFFIXES, _PART_SUFFIXES = (".vms", ".vmu"), (".jpg", ".jpeg")

@@ -12,9 +12,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, Orientation, ScaleIntensityRange
 
+from pipeline.data.scans.monai_reader import VolumeReader
 from pipeline.data.scans.volumes import (
     Volume,
-    VolumeReader,
     check_same_grid,
     from_ras,
     label_counts,

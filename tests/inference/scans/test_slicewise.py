@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from pipeline.data import IntensityRule, preprocessing_of
 from pipeline.data.samples.slices import resize_images
-from pipeline.data.scans.volumes import Volume, VolumeReader, read_label, read_volume, write_label_map
+from pipeline.data.scans.monai_reader import VolumeReader
+from pipeline.data.scans.volumes import Volume, read_label, read_volume, write_label_map
 from pipeline.errors import InputError
 from pipeline.inference import SliceWiseInferer, as_loaded, segment
 from tests.preprocessing import scan_preprocessing

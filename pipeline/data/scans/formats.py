@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which format a scan has, by its name and first bytes: told before any reader is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
+_NO_SLICES = ("DICOMDIR",)
+
+
+def scan_suffix(path: str | os.PathLike[str]) -> str | None:
+    """Return the suffix by which `read_volume` chooses its reader (".nii.gz", ".nrrd", ...), None for another file."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def is_dicom_folder(folder: Path) -> bool:
+    """Tell whether a file of the folder begins as DICOM files do (a preamble of 128 bytes, then `DICM`)."""
+    return any(True for _ in dicom_files(folder))
+
+
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """Yield the DICOM files of a folder in the order of their names; `InputError` for a pipe or a device in it."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is no regular file; take it out of the series")  # GDCM would wait for a pipe
+        if path.is_file() and path.name not in _NO_SLICES:
+            with open(path, "rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    yield path

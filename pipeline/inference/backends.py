@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loaded network run by onnxruntime or OpenVINO: masks of torch within rounding, on CPUs often in less time."""
+
+from __future__ import annotations
+
+import logging
+import platform
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from pipeline.networks import SavedModel
+from pipeline.segment.runtimes import (
+    AUTO,
+    ONNXRUNTIME,
+    OPENVINO,
+    X86,
+    Run,
+    is_installed,
+    onnxruntime_session,
+    runner_of_openvino,
+    runner_of_session,
+)
+
+logger = logging.getLogger(__name__)
+
+TORCH = "torch"
+BACKENDS = (TORCH, ONNXRUNTIME, OPENVINO, AUTO)
+_EXPORTER = "onnx"  # the network gets to a runtime as ONNX
+
+
+def backend_of(name: str, device: str | torch.device, precision: str = "float32") -> str:
+    """Return the backend that a config names; of "auto" what it stands for, which is logged.
+
+    "auto" is torch on a GPU and for another precision than float32; on the CPU OpenVINO where it is installed on x86,
+    else onnxruntime, else torch.
+
+    Args:
+        name: one of `BACKENDS`.
+        device: where torch would run the network.
+        precision: that torch would run it in.
+
+    Raises:
+        InputError: another name, a package that is not installed, a precision that only torch has.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r} is unknown; choose {', '.join(BACKENDS)}")
+    if name == AUTO:
+        name = _fastest(torch.device(device), precision)
+        logger.info("backend auto: %s", name)
+    if name == TORCH:
+        return name
+    missing = [package for package in (name, _EXPORTER) if not is_installed(package)]
+    if missing:
+        raise InputError(f"backend {name} needs {', '.join(missing)}; pip install {' '.join(missing)}, or take torch")
+    if precision != "float32":
+        raise InputError(f"backend {name} runs in float32, not {precision}; leave out precision, or take torch")
+    return name
+
+
+def _fastest(device: torch.device, precision: str) -> str:
+    if device.type != "cpu" or precision != "float32" or not is_installed(_EXPORTER):
+        return TORCH
+    if is_installed(OPENVINO) and platform.machine().lower() in X86:
+        return OPENVINO
+    return ONNXRUNTIME if is_installed(ONNXRUNTIME) else TORCH
+
+
+def told_backend(backend: str) -> dict[str, str]:
+    """Return what the summary of an evaluation says of the backend: nothing of torch, which is the reference."""
+    return {} if backend == TORCH else {"backend": backend}
+
+
+def network_on(model: SavedModel, backend: str) -> nn.Module:
+    """Return the network of `model`, or what runs it by another backend in its place.
+
+    Args:
+        model: as it is loaded.
+        backend: as `backend_of` gives it.
+
+    Raises:
+        InputError: a network that cannot be exported, or that segments otherwise there.
+    """
+    return model.network if backend == TORCH else RuntimeNetwork(model, backend)
+
+
+class RuntimeNetwork(nn.Module):
+    """A network that runs outside of torch on the CPU: images (B, C, H, W) to logits (B, K, H, W), or volumes.
+
+    It has the attributes of `SegmentationNetwork` by which inferers pad and cut, and no weights. It is compared with
+    torch's network once, on smooth random images, as `pipeline.export` does it.
+    """
+
+    def __init__(self, model: SavedModel, backend: str) -> None:
+        super().__init__()
+        network = model.network
+        self.in_channels, self.out_channels = network.in_channels, network.out_channels
+        self.spatial_dims, self.size_divisor = network.spatial_dims, network.size_divisor
+        self.fixed_size, self.backend = network.fixed_size, backend
+        self._run = _exported(model, backend)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, on the device of `images`."""
+        logits = torch.from_numpy(self._run(images.detach().cpu().float().contiguous().numpy()))
+        return logits.to(images.device)
+
+
+def _exported(model: SavedModel, backend: str) -> Run:
+    """Return the function from images to logits of a network that is exported in memory."""
+    from pipeline.export.description import describe_model
+    from pipeline.export.formats import onnx_model
+    from pipeline.export.parity import ParityError, agreement, check_parity, smooth_images
+
+    network = model.network.cpu()  # runtimes have the CPU alone
+    content = onnx_model(network, describe_model(model)).SerializeToString()
+    run = _runner(content, backend)
+    try:
+        check_parity(agreement(network, run, smooth_images(model), model.labels), int8=False)
+    except ParityError as error:
+        raise InputError(f"backend {backend} cannot be used for this network: {error}; take torch") from error
+    return run
+
+
+def _runner(content: bytes, backend: str) -> Run:
+    if backend == ONNXRUNTIME:
+        return runner_of_session(onnxruntime_session(content))
+    import openvino
+
+    return runner_of_openvino(openvino.Core().read_model(content))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runtimes that run exported networks without torch: onnxruntime and OpenVINO."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.export.description import OUTPUT, Description
+
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+AUTO = "auto"
+RUNTIMES = (OPENVINO, ONNXRUNTIME)
+RT_INFO = "graphflow"  # where an OpenVINO file keeps the description
+X86 = ("x86_64", "amd64", "i386", "i686")
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Student:
+    """An exported network that is ready to run.
+
+    Attributes:
+        description: what its file says of it.
+        run: images (B, C, H, W) float32, sides multiples of `description.size_divisor`, to logits (B, K, H, W) float32;
+            volumes likewise with three sides.
+        backend: the runtime that runs it.
+        path: the file.
+    """
+
+    description: Description
+    run: Run
+    backend: str
+    path: Path
+
+
+def is_installed(runtime: str) -> bool:
+    """Tell whether a runtime can be imported, without importing it."""
+    return importlib.util.find_spec(runtime) is not None
+
+
+def check_installed(package: str) -> None:
+    """Raise `InputError` that says how to install a package which is not there."""
+    if not is_installed(package):
+        raise InputError(f"{package} is not installed; pip install {package}, or name another backend")
+
+
+def fastest_runtime(suffix: str = ".onnx") -> str:
+    """Return the runtime that `auto` stands for: OpenVINO where it is installed on an x86 CPU, else onnxruntime.
+
+    OpenVINO alone reads `.xml` files. Raises `InputError` where neither is installed.
+    """
+    if suffix == ".xml" or (platform.machine().lower() in X86 and is_installed(OPENVINO)):
+        return OPENVINO
+    if is_installed(ONNXRUNTIME) or not is_installed(OPENVINO):
+        check_installed(ONNXRUNTIME)
+        return ONNXRUNTIME
+    return OPENVINO
+
+
+def load_student(path: Path, backend: str = AUTO) -> Student:
+    """Return an exported `.onnx` or OpenVINO `.xml` file, ready to run on the CPU.
+
+    Raises:
+        InputError: no such file, one of another kind or damaged, a backend that is not installed or cannot read it.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".onnx", ".xml"):
+        raise InputError(
+            f"{path} is neither an .onnx nor an OpenVINO .xml file; make one with python -m pipeline.export"
+        )
+    if not path.is_file():
+        raise InputError(f"no such file: {path}; make one with python -m pipeline.export")
+    if backend == AUTO:
+        backend = fastest_runtime(suffix)
+    if backend == ONNXRUNTIME and suffix == ".xml":
+        raise InputError(f"onnxruntime reads no OpenVINO files such as {path}; choose --backend openvino")
+    check_installed(backend)
+    metadata, run = (_load_onnxruntime if backend == ONNXRUNTIME else _load_openvino)(path)
+    return Student(Description.from_metadata(metadata, path), run, backend, path)
+
+
+def onnxruntime_session(model: str | bytes) -> Any:
+    """Return a session on the CPU of a file or of its bytes; it keeps no memory between runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False  # it would keep the most that any run has needed
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _load_onnxruntime(path: Path) -> tuple[dict[str, str], Run]:
+    try:
+        session = onnxruntime_session(str(path))
+    except Exception as error:  # onnxruntime raises kinds of its own
+        raise _unreadable(path, error) from error
+    return session.get_modelmeta().custom_metadata_map, runner_of_session(session)
+
+
+def runner_of_session(session: Any) -> Run:
+    """Return the function from images to logits of an onnxruntime session."""
+    (given,) = session.get_inputs()
+    return lambda images: session.run([OUTPUT], {given.name: images})[0]
+
+
+def _load_openvino(path: Path) -> tuple[dict[str, str], Run]:
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(path)
+        run = runner_of_openvino(model)
+    except Exception as error:  # OpenVINO raises RuntimeError for all that it cannot read
+        raise _unreadable(path, error) from error
+    return _metadata_of(model, path.suffix.lower()), run
+
+
+def _metadata_of(model: Any, suffix: str) -> dict[str, str]:
+    """Return what the file says of itself: OpenVINO's own files by rt_info; it keeps ONNX's properties elsewhere."""
+    key = RT_INFO if suffix == ".xml" else "framework"
+    if not model.has_rt_info([key]):
+        return {}
+    return {name: value.astype(str) for name, value in model.get_rt_info([key]).astype(dict).items()}
+
+
+def runner_of_openvino(model: Any) -> Run:
+    """Return the function from images to logits of an OpenVINO model, compiled for the CPU in full precision."""
+    import openvino
+    from openvino import properties
+
+    hints = {properties.hint.inference_precision(): openvino.Type.f32}  # bfloat16 where the CPU has it, by default
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    request = compiled.create_infer_request()
+    return lambda images: next(iter(request.infer([images]).values())).copy()
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return InputError(f"{path} cannot be read as an exported network ({reason}); export it again")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.errors import InputError
+from pipeline.segment.runtimes import is_installed, load_student
+from tests.export.students import student
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from pipeline.export import __main__ as command
+from pipeline.export.samples import images_of, smooth_images
+
+
+@pytest.fixture
+def model(tmp_path):
+    return student(tmp_path / "model.pt", "erfnet")
+
+
+def export(model, output: Path, name: str = "onnx", *more: str) -> int:
+    return command.main([str(model.path), str(output), "--format", name, *more])
+
+
+def write_scans(folder: Path, count: int = 1, depth: int = 40) -> Path:
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        values = (generator.random((36, 30, depth)) * 500 - 150).astype(np.int16)
+        nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{number}.nii.gz")
+    return folder
+
+
+def test_agreement_and_size_are_printed(model, tmp_path, capsys):
+    assert export(model, tmp_path / "student.onnx") == 0
+    first, *organs, pixels, last = capsys.readouterr().out.splitlines()
+    assert first == "agreement with torch on 8 smooth random images (no --slices):"
+    assert all("Dice 1.00000" in line for line in organs)
+    assert organs
+    assert pixels == f"0 of {8 * 32 * 32} pixels differ"
+    megabytes = (tmp_path / "student.onnx").stat().st_size / 1e6
+    assert last.startswith(f"{tmp_path}/student.onnx: {megabytes:.2f} MB")
+
+
+def test_slices_of_scans_are_compared(model, tmp_path, capsys):
+    scans = write_scans(tmp_path / "scans", 2)
+    assert export(model, tmp_path / "student.onnx", "onnx", "--slices", str(scans)) == 0
+    assert f"on 64 images of {scans}:" in capsys.readouterr().out
+
+
+def test_a_broken_export_is_refused_and_nothing_is_written(model, tmp_path, monkeypatch, capsys):
+    def write_broken(network: nn.Module, description, path: Path) -> None:
+        wrong = student(tmp_path / "wrong.pt", "erfnet").network
+        with torch.no_grad():
+            for parameter in list(wrong.parameters())[-2:]:
+                parameter.neg_()
+        right.write(wrong, description, path)
+
+    right = command.FORMATS["onnx"]
+    monkeypatch.setitem(command.FORMATS, "onnx", replace(right, write=write_broken))
+    before = sorted(tmp_path.iterdir())
+    assert export(model, tmp_path / "out.onnx") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the exported masks differ from torch's: Dice ")
+    assert line.endswith("nothing is written")
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "wrong.pt"])
+
+
+def test_a_refused_openvino_export_leaves_neither_file(model, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("pipeline.export.parity.LEAST_DICE", 1.1)
+    before = sorted(tmp_path.iterdir())
+    assert export(model, tmp_path / "student.xml", "openvino") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_refused_export_leaves_the_file_before(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.export.parity.LEAST_DICE", 1.1)
+    (tmp_path / "student.onnx").write_bytes(b"before")
+    assert export(model, tmp_path / "student.onnx") == 1
+    assert (tmp_path / "student.onnx").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_8_bits_are_calibrated_on_slices_and_smaller(model, tmp_path, monkeypatch, name):
+    if not is_installed(command.FORMATS[name].packages[-1]):
+        pytest.skip(f"no {name}")
+    monkeypatch.setattr("pipeline.export.parity.LEAST_DICE_INT8", 0.0)  # of noise by a network that learned nothing
+    scans, suffix = write_scans(tmp_path / "scans", 1, 4), command.FORMATS[name].suffix
+    assert export(model, tmp_path / f"floats{suffix}", name) == 0
+    assert export(model, tmp_path / f"rounded{suffix}", name, "--int8", "--slices", str(scans)) == 0
+    assert command._megabytes(tmp_path / f"rounded{suffix}") < 0.5 * command._megabytes(tmp_path / f"floats{suffix}")
+    rounded = load_student(tmp_path / f"rounded{suffix}")
+    assert rounded.description.int8
+    images = smooth_images(model)
+    with torch.inference_mode():
+        expected = model.network(images)
+    correlation = np.corrcoef(rounded.run(images.numpy()).ravel(), expected.numpy().ravel())[0, 1]
+    assert correlation > 0.95
+
+
+class TestImages:
+    def test_of_scans_are_the_slices_that_inference_sees(self, model, tmp_path):
+        scans = sorted(write_scans(tmp_path / "scans", 1, 3).iterdir())
+        images = images_of(model, scans)
+        assert images.shape == (3, 1, 32, 32)
+        assert (images.min() >= 0, images.max() <= 1) == (True, True)
+
+    def test_of_volumes_are_patches_and_small_volumes_are_padded(self, tmp_path):
+        name, size = "monai.networks.nets.SegResNet", [40, 16, 16]
+        model = student(tmp_path / "model.pt", name, size=size, spatial_dims=3, init_filters=8)
+        images = images_of(model, sorted(write_scans(tmp_path / "scans").iterdir()))
+        assert images.shape == (4, 1, 40, 16, 16)
+        assert not images[:, :, 36:].any()
+
+    def test_of_slides_are_tiles(self, tmp_path):
+        model = student(tmp_path / "model.pt", "erfnet", tile_px=64)
+        Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(tmp_path / "tile.png")
+        assert images_of(model, [tmp_path / "tile.png"]).shape == (1, 3, 32, 32)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("output", "more", "named"),
+        [
+            ("student.pt2", ["--format", "onnx"], r"named \.onnx"),
+            ("student.ts", ["--format", "torchscript", "--int8", "--slices", "."], "--int8 is for onnx and openvino"),
+            ("student.onnx", ["--format", "onnx", "--int8"], "give some by --slices"),
+            ("student.onnx", ["--format", "onnx", "--slices", "no_such_folder"], "no_such_folder"),
+        ],
+    )
+    def test_options_that_do_not_fit(self, model, tmp_path, output, more, named):
+        with pytest.raises(InputError, match=named):
+            command.main([str(model.path), str(tmp_path / output), *more])
+        assert not (tmp_path / output).exists()
+
+    def test_a_file_that_is_no_model(self, tmp_path):
+        (tmp_path / "model.pt").write_bytes(b"text")
+        with pytest.raises(InputError, match="not a model file"):
+            command.main([str(tmp_path / "model.pt"), str(tmp_path / "student.onnx"), "--format", "onnx"])
+
+    def test_a_package_that_is_not_installed(self, model, tmp_path, monkeypatch):
+        monkeypatch.setattr("pipeline.export.formats.is_installed", lambda name: name != "onnxscript")
+        with pytest.raises(InputError, match="pip install onnxscript"):
+            export(model, tmp_path / "student.onnx")
