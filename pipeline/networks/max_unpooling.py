@@ -19,7 +19,7 @@ def max_pool(features: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         features: (B, C, H, W), of even height and width.
     """
-    if not torch.jit.is_scripting() and _scatters(features):
+    if _scatters(features):
         return F.max_pool2d(features, 2, return_indices=True)
     return F.max_pool2d(features, 2), _corners(features.detach())
 
@@ -31,17 +31,18 @@ def max_unpool(features: Tensor, places: Tensor) -> Tensor:
         features: values (B, C, H, W).
         places: as `max_pool` returns them, called under the same conditions.
     """
-    if not torch.jit.is_scripting() and _scatters(features):
+    if _scatters(features):
         return F.max_unpool2d(features, places, 2)
     at_corners = [torch.where(places == corner, features, 0) for corner in range(4)]
     return F.pixel_shuffle(torch.stack(at_corners, dim=2).flatten(1, 2), 2)
 
 
-@torch.jit.unused
 def _scatters(features: Tensor) -> bool:
     """Tell whether torch's own pair can serve."""
-    captured = torch.jit.is_tracing() or torch.compiler.is_compiling()  # the latter in torch.export too
-    return features.device.type == "cpu" and not captured and not torch.are_deterministic_algorithms_enabled()
+    if not torch.jit.is_scripting():
+        captured = torch.jit.is_tracing() or torch.compiler.is_compiling()  # the latter in torch.export too
+        return features.device.type == "cpu" and not captured and not torch.are_deterministic_algorithms_enabled()
+    return False
 
 
 def _corners(features: Tensor) -> Tensor:
