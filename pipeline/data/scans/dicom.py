@@ -7,7 +7,6 @@ slices of different grids is refused: stacked, it would look whole and measure w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name that its manuals use)
 
 from pipeline.data.scans.dicom_elements import pixel_size
+from pipeline.data.scans.dicom_folders import dicom_files, is_dicom_folder
 from pipeline.data.scans.geometry import Volume, check_affine
 from pipeline.data.scans.simpleitk import affine_of, grey_array, is_grey, last_line
 from pipeline.errors import InputError
@@ -29,7 +29,6 @@ _GEOMETRY_TAGS = {
     "PixelSpacing": "0028|0030",
 }
 _PROGRAM_STARTS = (b"MZ", b"\x7fELF")
-_NO_SLICES = ("DICOMDIR",)
 _SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -39,21 +38,6 @@ class _Slice:
     affine: np.ndarray  # (4, 4) voxel to mm in RAS; its third column is the slice normal
     size: tuple[int, int]
     pixel_id: int
-
-
-def is_dicom_folder(folder: Path) -> bool:
-    """Tell whether a file of the folder begins as DICOM files do (a preamble of 128 bytes, then `DICM`)."""
-    return any(True for _ in _dicom_files(folder))
-
-
-def _dicom_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is no regular file; take it out of the series")  # GDCM would wait for a pipe
-        if path.is_file() and path.name not in _NO_SLICES:
-            with open(path, "rb") as file:
-                if file.read(132)[128:] == b"DICM":
-                    yield path
 
 
 def read_dicom_series(folder: Path, max_bytes: int) -> Volume:
@@ -80,7 +64,7 @@ def _named_as_slices(folder: Path) -> list[Path]:
 def _programs(folder: Path) -> list[str]:
     """Note files whose preamble, which DICOM leaves to anybody, makes them programs as well; the voxels are safe."""
     found = []
-    for path in _dicom_files(folder):
+    for path in dicom_files(folder):
         with open(path, "rb") as file:
             if file.read(4).startswith(_PROGRAM_STARTS):
                 found.append(path.name)
@@ -101,7 +85,7 @@ def _series_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: a file of the series is damaged ({last_line(error)}); export it again") from error
     # GDCM leaves out files that it cannot parse: at either end of the stack nobody would miss them.
     known = {Path(name) for files in series.values() for name in files}
-    lost = sorted({*_dicom_files(folder), *_named_as_slices(folder)} - known)
+    lost = sorted({*dicom_files(folder), *_named_as_slices(folder)} - known)
     if lost:
         raise InputError(f"{lost[0]} is damaged or no part of a series ({len(lost)} such files); export it again")
     if len(series) > 1:

@@ -20,7 +20,6 @@ from pipeline.data.scans.geometry import Volume, check_affine
 from pipeline.data.scans.text_headers import file_beside, meta_header, nrrd_header
 from pipeline.errors import InputError
 
-SIMPLEITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CHUNK_BYTES = 1 << 20
 # The file with the voxels (None where part of it is skipped), the byte where they begin, and their packing.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
-from pipeline.data.scans.dicom import read_dicom_series
 from pipeline.data.scans.geometry import Volume, check_same_grid, from_ras, to_ras, to_voxel_order_of
 from pipeline.data.scans.nifti import MAX_VOXEL_BYTES, read_nifti, write_nifti_labels
-from pipeline.data.scans.simpleitk import SIMPLEITK_SUFFIXES, read_simpleitk
 from pipeline.errors import InputError
 
 __all__ = [
@@ -48,7 +46,7 @@ __all__ = [
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
-SUFFIXES = (".nii.gz", ".nii", *SIMPLEITK_SUFFIXES)
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 # Label maps saved as floats carry rounding of this order; anything more is interpolation, and no class any more.
 _LABEL_TOLERANCE = 1e-3
 _MOST_LISTED = 10
@@ -71,18 +69,26 @@ def read_volume(path: str | os.PathLike[str], max_bytes: int = MAX_VOXEL_BYTES) 
     suffix = scan_suffix(path)
     _check_exists(path, suffix)
     try:
-        if path.is_dir():
-            volume = read_dicom_series(path, max_bytes)
-        elif suffix in (".nii", ".nii.gz"):
-            volume = read_nifti(path, max_bytes)
-        else:
-            volume = read_simpleitk(path, max_bytes)
+        volume = _reader_of(path, suffix)(path, max_bytes)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the file") from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory; close other programs or use a larger machine") from error
     _check_finite(volume)
     return volume
+
+
+def _reader_of(path: Path, suffix: str | None) -> Callable[[Path, int], Volume]:
+    if suffix in (".nii", ".nii.gz"):
+        return read_nifti
+    # Here, since SimpleITK takes a second to import, which NIfTI files need not wait for.
+    if path.is_dir():
+        from pipeline.data.scans.dicom import read_dicom_series
+
+        return read_dicom_series
+    from pipeline.data.scans.simpleitk import read_simpleitk
+
+    return read_simpleitk
 
 
 def _check_exists(path: Path, suffix: str | None) -> None:

@@ -14,7 +14,7 @@ from monai.data import DataLoader, MetaTensor
 from torch.utils.data import default_collate
 
 from pipeline.data.preprocessing import Preprocessing
-from pipeline.data.scans.dicom import is_dicom_folder
+from pipeline.data.scans.dicom_folders import is_dicom_folder
 from pipeline.data.scans.volumes import SUFFIXES, Volume, metadata_of, read_volume, scan_suffix, signed_values
 from pipeline.errors import InputError
 from pipeline.inference.inputs import Inputs, Source, SourceDataset, find_sources, visible_entries
