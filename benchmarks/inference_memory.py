@@ -63,7 +63,7 @@ def write_scan(path: Path, slices: int) -> None:
             stream.write(body.astype("<i2").tobytes(order="F"))
 
 
-def measure(path: Path, output: Path, network: str, size: int, slices_per_chunk: int, threads: int) -> None:
+def measure(path: Path, output: Path, network: str, size: int, slices_per_chunk: int | None, threads: int) -> None:
     """Segment one scan and print its cost as JSON; meant for a process of its own, whose peak it reports."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slices", type=int, default=150)
     parser.add_argument("--networks", nargs="+", default=["enet", "mobile_unet", "erfnet", "fanet"])
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--slices-per-chunk", type=int, default=16)
+    parser.add_argument("--slices-per-chunk", type=int, help="by default what inference chooses")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--measure", nargs=2, metavar=("SCAN", "OUTPUT"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(network: str, scan: Path, given: argparse.Namespace) -> None:
     options = {"--size": given.size, "--slices-per-chunk": given.slices_per_chunk, "--threads": given.threads}
     command = [sys.executable, "-m", "benchmarks.inference_memory", "--networks", network]
-    command += [str(part) for option in options.items() for part in option]
+    command += [str(part) for option in options.items() if option[1] is not None for part in option]
     command += ["--measure", str(scan), str(scan.parent / network)]
     result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
     print(

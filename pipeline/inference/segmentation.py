@@ -21,15 +21,17 @@ from pipeline.inference.slides.slide_dataset import SlideDataset, slide_batch, s
 from pipeline.inference.slides.slide_writer import SlideLabelWriter
 from pipeline.inference.slides.tiles import tile_inferer_of
 from pipeline.inference.sources import Inputs
-from pipeline.networks import SavedModel
+from pipeline.networks import SavedModel, for_inference
+
+_SLICES_AS_PATCHES = 16
 
 
 def inferer_of(
-    model: SavedModel, slices_per_chunk: int = 16, amp_dtype: str | None = None
+    model: SavedModel, slices_per_chunk: int | None = None, amp_dtype: str | None = None
 ) -> SliceWiseInferer | PatchInferer:
     """Return the inferer with the size that `model` was trained on, for preprocessed scans.
 
-    A network of volumes sees as many patches at once as `slices_per_chunk` slices make, at least one.
+    A network of volumes sees as many patches at once as `slices_per_chunk` slices make, at least one; None is 16.
 
     Raises `InputError` for a model of slides or of colour images.
     """
@@ -39,7 +41,7 @@ def inferer_of(
     if channels != 1:
         raise InputError(f"the checkpoint takes {channels} channels, a scan has one; choose one trained on scans")
     if not isinstance(model.size, int):
-        patches = max(slices_per_chunk // model.size[2], 1)
+        patches = max((slices_per_chunk or _SLICES_AS_PATCHES) // model.size[2], 1)
         return PatchInferer(model.size, patches_per_batch=patches, amp_dtype=amp_dtype)
     return SliceWiseInferer(model.size, slices_per_chunk, amp_dtype)
 
@@ -47,7 +49,7 @@ def inferer_of(
 def segment(
     volume: Volume,
     model: SavedModel,
-    slices_per_chunk: int = 16,
+    slices_per_chunk: int | None = None,
     amp_dtype: str | None = None,
 ) -> np.ndarray:
     """Return the label map (x, y, z) uint8 of a scan, voxel for voxel on the scan's own grid and in its own order.
@@ -57,7 +59,7 @@ def segment(
     inferer = inferer_of(model, slices_per_chunk, amp_dtype)
     preprocessing = preprocessing_of(model.preprocessing)
     image = preprocessing.of_image(as_loaded(volume))
-    labels = inferer(image[None], model.network.eval())[0]
+    labels = inferer(image[None], for_inference(model.network))[0]
     labels = preprocessing.to_own_grid()({"pred": labels, "image": image})["pred"]
     check_on_own_grid(labels, volume)
     return labels[0].numpy()
@@ -67,7 +69,7 @@ def segment_files(
     inputs: Inputs,
     output_dir: str | os.PathLike[str],
     model: SavedModel,
-    slices_per_chunk: int = 16,
+    slices_per_chunk: int | None = None,
     amp_dtype: str | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -85,7 +87,7 @@ def segment_files(
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
         val_data_loader=scan_loader(scans),
-        network=model.network,
+        network=for_inference(model.network),
         inferer=inferer_of(model, slices_per_chunk, amp_dtype),
         postprocessing=preprocessing.to_own_grid(),
         val_handlers=[writer],
@@ -123,7 +125,7 @@ def segment_slides(
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # slides stay on disk; their tiles travel to the network
         val_data_loader=slide_loader(slides),
-        network=model.network,
+        network=for_inference(model.network),
         prepare_batch=slide_batch,
         inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype),
         val_handlers=[writer],

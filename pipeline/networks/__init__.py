@@ -8,6 +8,7 @@ from pipeline.networks.cost import multiply_adds, parameter_count
 from pipeline.networks.enet import ENet
 from pipeline.networks.erfnet import ERFNet
 from pipeline.networks.fanet import FANet
+from pipeline.networks.inference_form import for_inference
 from pipeline.networks.mobile_unet import MobileUNet
 from pipeline.networks.monai_networks import MONAI_NETWORKS
 from pipeline.networks.padding import PaddedInferer
@@ -33,6 +34,7 @@ __all__ = [
     "check_can_be_saved",
     "distinct",
     "feature_maps",
+    "for_inference",
     "load_model",
     "multiply_adds",
     "network_recipe",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.networks.base import BatchNorm2d, SegmentationNetwork
+from pipeline.networks.max_unpooling import max_pool, max_unpool
 
 INITIAL_CHANNELS = 16
 Activation = Callable[[], nn.Module]
@@ -98,26 +99,10 @@ class DownBottleneck(nn.Module):
         self.activation = nn.PReLU()
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map (B, out_channels, H / 2, W / 2) and the maxima's positions (B, in_channels, H / 2, W / 2)."""
-        pooled, positions = F.max_pool2d(features, 2, return_indices=True)
+        """Return the map (B, out_channels, H / 2, W / 2) and the maxima's places (B, in_channels, H / 2, W / 2)."""
+        pooled, places = max_pool(features)
         pooled = F.pad(pooled, (0, 0, 0, 0, 0, self.added_channels))
-        return self.activation(pooled + self.body(features)), positions
-
-
-def unpool(features: Tensor, positions: Tensor) -> Tensor:
-    """Return the map (B, C, 2 H, 2 W) with each value where the maximum of its 2 x 2 window was, and 0 elsewhere.
-
-    What `torch.nn.functional.max_unpool2d` gives. That one scatters, which CUDA does not do deterministically and
-    exchange formats do not all know; since windows do not overlap, comparing positions is enough.
-
-    Args:
-        features: values (B, C, H, W).
-        positions: indices (B, C, H, W) into the flattened 2 H x 2 W map, as `max_pool2d` returns them.
-    """
-    height, width = features.shape[-2:]
-    here = torch.arange(4 * height * width, device=features.device).view(height, 2, width, 2)
-    chosen = positions[:, :, :, None, :, None] == here
-    return torch.where(chosen, features[:, :, :, None, :, None], 0).flatten(4, 5).flatten(2, 3)
+        return self.activation(pooled + self.body(features)), places
 
 
 class UpBottleneck(nn.Module):
@@ -138,9 +123,9 @@ class UpBottleneck(nn.Module):
             nn.Dropout2d(dropout),
         )
 
-    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, features: Tensor, places: Tensor) -> Tensor:
         """Return (B, out_channels, 2 H, 2 W)."""
-        return F.relu(unpool(self.reduce(features), positions) + self.body(features), inplace=True)
+        return F.relu(max_unpool(self.reduce(features), places) + self.body(features), inplace=True)
 
 
 def _context(channels: int, dropout: float) -> list[RegularBottleneck]:
@@ -187,9 +172,9 @@ class ENet(SegmentationNetwork):
         """Return logits (B, out_channels, H, W). Raises `ValueError` for sizes that are not multiples of 8."""
         if not torch.jit.is_scripting():
             self.check_images(images)
-        features, positions1 = self.down1(self.initial(images))
-        features, positions2 = self.down2(self.stage1(features))
+        features, places1 = self.down1(self.initial(images))
+        features, places2 = self.down2(self.stage1(features))
         features = self.stage3(self.stage2(features))
-        features = self.stage4(self.up4(features, positions2))
-        features = self.stage5(self.up5(features, positions1))
+        features = self.stage4(self.up4(features, places2))
+        features = self.stage5(self.up5(features, places1))
         return self.head(features)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is particular to each student: un-pooling, the bottleneck in front of the classes, where the taps sit."""
+"""What is particular to each student: the bottleneck in front of the classes, where the taps sit."""
 
 from __future__ import annotations
 
@@ -12,29 +12,8 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.networks import ENet, ERFNet, MobileUNet
-from pipeline.networks.enet import DownBottleneck, unpool
+from pipeline.networks.enet import DownBottleneck
 from pipeline.networks.erfnet import FactorisedResidual
-
-
-def test_unpool_by_hand():
-    image = torch.tensor([[1.0, 5.0, 0.0, 2.0], [3.0, 4.0, 9.0, 8.0]])[None, None]
-    pooled, positions = F.max_pool2d(image, 2, return_indices=True)
-    assert positions.flatten().tolist() == [1, 6]  # 5 in the first window, 9 in the second
-    expected = [[0.0, 50.0, 0.0, 0.0], [0.0, 0.0, 90.0, 0.0]]
-    assert unpool(10 * pooled, positions)[0, 0].tolist() == expected
-
-
-def test_unpool_equals_torch_in_values_and_gradients():
-    torch.manual_seed(0)
-    _, positions = F.max_pool2d(torch.randn(2, 3, 8, 6), 2, return_indices=True)
-    features = torch.randn(2, 3, 4, 3, requires_grad=True)
-    ours, theirs = unpool(features, positions), F.max_unpool2d(features, positions, 2)
-    assert torch.equal(ours, theirs)
-    weights = torch.randn_like(ours)
-    assert torch.equal(
-        torch.autograd.grad((ours * weights).sum(), features)[0],
-        torch.autograd.grad((theirs * weights).sum(), features)[0],
-    )
 
 
 def test_enets_first_block_keeps_the_pooled_image_beside_learned_channels():

@@ -24,6 +24,7 @@ from pipeline.data.preprocessing import Preprocessing, preprocessing_of
 from pipeline.data.slides.base import UNREADABLE, Slide, Unreadable
 from pipeline.errors import InputError
 from pipeline.inference.logits import LogitsAtTrainingSize, Network, check_finite, device_of
+from pipeline.inference.slides.glass import is_glass
 from pipeline.inference.slides.tile_grid import BandBlender, TileGrid
 from pipeline.inference.slides.tile_sources import (
     SlideSource,
@@ -149,7 +150,7 @@ class TileInferer(Inferer):
     ) -> int:
         """Run the network on the tiles of a batch that are not glass, add its logits, and return how many these are."""
         tiles = [tile.to(blender.device) for tile in batch.tiles]
-        kept = [index for index, tile in enumerate(tiles) if not self._is_glass(tile)]
+        kept = [index for index, tile in enumerate(tiles) if not self._skips(tile)]
         if not kept:
             return 0
         lefts = [batch.lefts[index] for index in kept]
@@ -160,11 +161,8 @@ class TileInferer(Inferer):
             blender.add(tile_logits, left)
         return len(kept)
 
-    def _is_glass(self, tile: Tensor) -> bool:
-        """Tell whether all pixels of a tile (C, tile_px, tile_px) of raw values are bright at the network's size."""
-        if self.background is None:
-            return False
-        return float(self._logits.resize(tile[None].float()).amin()) > self.background
+    def _skips(self, tile: Tensor) -> bool:
+        return self.background is not None and is_glass(tile, self.size, self.background)
 
 
 class _Batch(NamedTuple):

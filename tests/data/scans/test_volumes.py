@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -125,6 +127,18 @@ def test_gzip_of_several_members_is_read(tmp_path: Path) -> None:
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]))
     np.testing.assert_array_equal(read_volume(path).array, voxels())
+
+
+def test_simpleitk_is_imported_for_no_nifti_file(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
+    code = (
+        "import sys, pipeline.data, pipeline.inference\n"
+        "shape = pipeline.data.read_volume(sys.argv[1]).array.shape\n"
+        "assert shape == (2, 3, 4), shape\n"
+        "assert 'SimpleITK' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "scan.nii.gz")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
 
 
 def test_names_with_spaces_and_letters_of_all_kinds(tmp_path: Path) -> None:
