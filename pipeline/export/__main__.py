@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from torch import Tensor
-
 from pipeline.errors import InputError, run_command
 from pipeline.export.description import describe_model
 from pipeline.export.formats import FORMATS, check_packages
 from pipeline.export.int8 import INT8_FORMATS, write_int8
 from pipeline.export.parity import Agreement, ParityError, agreement, check_parity, smooth_images
-from pipeline.export.samples import images_of, sample_files
+from pipeline.export.samples import Samples, sample_files, samples_of
 from pipeline.files.atomic import replace_when_complete
 from pipeline.networks import SavedModel, load_model
 
@@ -35,14 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.format == BUNDLE:
         from pipeline.export.bundle import write_bundle
 
-        write_bundle(model, destination, files)
+        write_bundle(model, destination, [file.image for file in files])
         return 0
-    images = images_of(model, files) if files else smooth_images(model)
-    shown = (
-        f"{len(images)} images of {options.slices}" if files else f"{len(images)} smooth random images (no --slices)"
-    )
+    samples = samples_of(model, files) if files else Samples(smooth_images(model))
+    count = len(samples.images)
+    shown = f"{count} images of {options.slices}" if files else f"{count} smooth random images (no --slices)"
     try:
-        found = export_network(model, destination, options.format, images, options.int8)
+        found = export_network(model, destination, options.format, samples, options.int8)
     except ParityError as error:
         print(f"error: {error} on {shown}; nothing is written", file=sys.stderr)
         return REFUSED
@@ -51,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export_network(model: SavedModel, destination: Path, name: str, images: Tensor, int8: bool = False) -> Agreement:
+def export_network(model: SavedModel, destination: Path, name: str, samples: Samples, int8: bool = False) -> Agreement:
     """Write a network in the format `name` of `FORMATS`, whole or not at all; return how far it agrees with torch.
 
     Args:
         model: on the CPU.
         destination: the file; OpenVINO has its weights in a `.bin` beside it.
         name: a key of `FORMATS`.
-        images: (N, C, S, S) float32, or patches, to compare on; for `int8` to calibrate on, too.
+        samples: to compare on; for `int8` to calibrate on, too.
         int8: round weights and activations to 8 bits.
 
     Raises:
@@ -68,13 +65,13 @@ def export_network(model: SavedModel, destination: Path, name: str, images: Tens
     kind, description = FORMATS[name], describe_model(model, int8)
     write: Callable[[Path], None] = lambda path: kind.write(model.network, description, path)  # noqa: E731
     if int8:
-        write = lambda path: write_int8(model.network, description, images, path)  # noqa: E731
+        write = lambda path: write_int8(model.network, description, samples.images, path)  # noqa: E731
     with ExitStack() as stack:
         temporary = stack.enter_context(replace_when_complete(destination))
         if name == "openvino":  # OpenVINO names the weights after the file; they are renamed first
             stack.enter_context(replace_when_complete(destination.with_suffix(".bin")))
         write(temporary)
-        found = agreement(model.network, kind.run(temporary), images, model.labels)
+        found = agreement(model.network, kind.run(temporary), samples.images, model.labels, samples.truth)
         check_parity(found, int8)
     return found
 
@@ -112,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slices",
         metavar="SCAN_OR_FOLDER",
-        help="training scans, or pictures of tiles, to compare on and to calibrate by; without it, random images",
+        help="training scans, pictures of tiles, or a dataset folder, whose labels then judge --int8",
     )
     return parser
 

@@ -108,6 +108,7 @@ class RuntimeNetwork(nn.Module):
 
 def _exported(model: SavedModel, backend: str) -> Run:
     """Return the function from images to logits of a network that is exported in memory."""
+    # Loaded here, since nothing of it is needed where torch runs the network.
     from pipeline.export.description import describe_model
     from pipeline.export.formats import onnx_model
     from pipeline.export.parity import ParityError, agreement, check_parity, smooth_images

@@ -50,5 +50,6 @@ def _corners(features: Tensor) -> Tensor:
     upper_left, upper_right = features[..., ::2, ::2], features[..., ::2, 1::2]
     lower_left, lower_right = features[..., 1::2, ::2], features[..., 1::2, 1::2]
     lower = torch.maximum(lower_left, lower_right) > torch.maximum(upper_left, upper_right)
-    right = torch.where(lower, lower_right > lower_left, upper_right > upper_left)
+    # By logic, since onnxruntime can't choose between truth values.
+    right = (lower & (lower_right > lower_left)) | (~lower & (upper_right > upper_left))
     return 2 * lower.to(torch.uint8) + right.to(torch.uint8)

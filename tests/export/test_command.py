@@ -11,14 +11,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from data_prep import phantom_ct
+from pipeline.data import read_label, to_ras
 from pipeline.errors import InputError
+from pipeline.networks import load_model
 from pipeline.segment.runtimes import is_installed, load_student
+from tests.bundles.untrained import untrained
 from tests.export.students import student
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from pipeline.export import __main__ as command
-from pipeline.export.samples import images_of, smooth_images
+from pipeline.export.parity import smooth_images
+from pipeline.export.samples import SampleFile, sample_files, samples_of
 
 
 @pytest.fixture
@@ -110,21 +115,39 @@ def test_8_bits_are_calibrated_on_slices_and_smaller(model, tmp_path, monkeypatc
 class TestImages:
     def test_of_scans_are_the_slices_that_inference_sees(self, model, tmp_path):
         scans = sorted(write_scans(tmp_path / "scans", 1, 3).iterdir())
-        images = images_of(model, scans)
+        images = samples_of(model, [SampleFile(scan) for scan in scans]).images
         assert images.shape == (3, 1, 32, 32)
         assert (images.min() >= 0, images.max() <= 1) == (True, True)
 
     def test_of_volumes_are_patches_and_small_volumes_are_padded(self, tmp_path):
         name, size = "monai.networks.nets.SegResNet", [40, 16, 16]
         model = student(tmp_path / "model.pt", name, size=size, spatial_dims=3, init_filters=8)
-        images = images_of(model, sorted(write_scans(tmp_path / "scans").iterdir()))
+        images = samples_of(model, [SampleFile(scan) for scan in write_scans(tmp_path / "scans").iterdir()]).images
         assert images.shape == (4, 1, 40, 16, 16)
         assert not images[:, :, 36:].any()
 
     def test_of_slides_are_tiles(self, tmp_path):
         model = student(tmp_path / "model.pt", "erfnet", tile_px=64)
         Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(tmp_path / "tile.png")
-        assert images_of(model, [tmp_path / "tile.png"]).shape == (1, 3, 32, 32)
+        assert samples_of(model, [SampleFile(tmp_path / "tile.png")]).images.shape == (1, 3, 32, 32)
+
+    def test_of_a_dataset_have_their_labels(self, tmp_path):
+        folder = tmp_path / "data"
+        assert phantom_ct.main(["--output", str(folder), "--cases", "4", "--size", "32", "--slices", "8"]) == 0
+        model = load_model(untrained(tmp_path / "model.pt", folder, "erfnet"))
+        files = sample_files(model, str(folder))
+        assert len(files) == 2
+        samples = samples_of(model, files)
+        assert samples.truth.shape == samples.images.shape == (16, 1, 32, 32)
+        label = read_label(files[0].label)
+        turned, _ = to_ras(label.array, label.affine)
+        np.testing.assert_array_equal(samples.truth[:8, 0], turned.transpose(2, 0, 1))
+
+    def test_of_another_dataset_are_refused(self, tmp_path):
+        folder = tmp_path / "data"
+        assert phantom_ct.main(["--output", str(folder), "--cases", "4", "--size", "32", "--slices", "8"]) == 0
+        with pytest.raises(InputError, match="other classes"):
+            sample_files(student(tmp_path / "model.pt", "erfnet"), str(folder))
 
 
 class TestRefused:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,22 @@ def test_dice_by_hand():
     assert (found.differing, found.worst) == (1, 0.0)
     with pytest.raises(ParityError, match=r"liver 0\.90909, kidney 0\.00000"):
         check_parity(found, int8=False)
+
+
+def test_points_lost_by_hand():
+    truth = images().to(torch.uint8)
+    truth[0].view(-1)[5] = 0  # torch finds six pixels of liver where there are five: 2 x 5 / (6 + 5)
+
+    def forgets(given: np.ndarray) -> np.ndarray:
+        changed = given.copy()
+        changed[:, 0, 0, 0] *= changed[:, 0, 0, 0] != 1
+        return run(changed)
+
+    found = agreement(Bright(), forgets, images(), LABELS, truth)
+    assert found.lost == pytest.approx({"liver": 10 / 11 - 8 / 10, "spleen": 0.0})
+    with pytest.raises(ParityError, match=r"8 bits lose more than 0\.5 Dice points: liver 10\.91"):
+        check_parity(found, int8=True)
+    check_parity(replace(found, lost={"liver": 0.0049, "spleen": -0.02}), int8=True)
 
 
 def test_without_organs_the_background_is_compared():
