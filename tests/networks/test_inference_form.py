@@ -83,10 +83,6 @@ def test_network_itself_is_left_as_it_was(name: str) -> None:
         ("monai.networks.nets.SegResNet", {"init_filters": 8, "norm": "batch"}, (32, 32)),
         ("monai.networks.nets.AttentionUnet", {"channels": (4, 8), "strides": (2,)}, (16, 16)),
         ("monai.networks.nets.UNet", {"channels": (4, 8), "strides": (2,), "spatial_dims": 3}, (8, 8, 8)),
-        (
-            {"kernel_size": (3, 3), "strides": (1, 2), "upsample_kernel_size": (2,)},
-            (16, 16),
-        ),
     ],
 )
 def test_networks_of_monai_give_the_same(name: str, options: dict, sides: tuple[int, ...]) -> None:
