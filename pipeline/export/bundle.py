@@ -27,7 +27,13 @@ from pipeline.inference.segmentation import segment
 from pipeline.networks.saved_model import SavedModel
 
 
-def write_bundle(model: SavedModel, destination: Path, scans: Sequence[Path] = (), zipped: bool = False) -> Path:
+def write_bundle(
+    model: SavedModel,
+    destination: Path,
+    scans: Sequence[Path] = (),
+    zipped: bool = False,
+    report: Path | None = None,
+) -> Path:
     """Write a standalone bundle of a model, whole or not at all, and return its path.
 
     Args:
@@ -35,10 +41,12 @@ def write_bundle(model: SavedModel, destination: Path, scans: Sequence[Path] = (
         destination: a new folder, or archive if `zipped`; its name is the bundle's. Its parents are made.
         scans: NIfTI files that the bundle has to segment as this project does, to the voxel; for models of scans.
         zipped: write `destination`, with the suffix `.zip`, instead: an archive of the folder.
+        report: the folder of an evaluation of this model on scans, whose figures go into the model card.
 
     Raises:
         InputError: `destination` exists or cannot be written; the network or a transform is of a package that a bundle
-            does not carry; a scan that cannot be read, or of which the bundle gives another mask.
+            does not carry; a report of another model; a scan that cannot be read, or of which the bundle gives another
+            mask.
     """
     destination = Path(destination)
     if zipped:
@@ -47,7 +55,7 @@ def write_bundle(model: SavedModel, destination: Path, scans: Sequence[Path] = (
         raise InputError(f"{destination} exists; choose a new name, or remove it first")
     _check_scans(model, scans)
     name = destination.name.removesuffix(".zip") if zipped else destination.name
-    files = _files(model, name)
+    files = _files(model, name, report)
     if not zipped:
         with new_folder_when_complete(destination) as folder:
             _fill(folder, files, model)
@@ -69,13 +77,13 @@ def _check_scans(model: SavedModel, scans: Sequence[Path]) -> None:
             raise InputError(f"{scan}: a bundle reads NIfTI alone; give .nii or .nii.gz to compare masks on")
 
 
-def _files(model: SavedModel, name: str) -> dict[str, str]:
+def _files(model: SavedModel, name: str, report: Path | None) -> dict[str, str]:
     """Return the bundle's text files by their paths in it."""
     config = inference_config(model)
     scripts = bundle_scripts(classes_of_project(config))
     return {
         "LICENSE": _license(),
-        "docs/README.md": model_card(model, name),
+        "docs/README.md": model_card(model, name, report),
         "configs/metadata.json": json.dumps(metadata(model, name), indent=2) + "\n",
         "configs/inference.json": json.dumps(config, indent=2) + "\n",
         **{str(path): text for path, text in scripts.items()},

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.described import TARGET
+from pipeline.errors import InputError
 from pipeline.export.bundle_configs import is_of_slides, network_title
 from pipeline.networks.cost import parameter_count
 from pipeline.networks.saved_model import SavedModel
@@ -15,8 +18,10 @@ from pipeline.networks.saved_model import SavedModel
 _CARD = """\
 # {name}
 
-{title} that segments {organs} in {modality}. It was exported from a `model.pt` of graphflow-segmentation and runs
-without that project. Research only, not for clinical use.
+{title} that segments {organs} in {modality}.
+
+It was exported from a `model.pt` of graphflow-segmentation and runs without that project. Research only, not for
+clinical use.
 
 ## Run
 
@@ -26,8 +31,8 @@ It needs torch, monai and {packages}. From any directory:
 python -m monai.bundle run --config_file BUNDLE/configs/inference.json --dataset_dir {given} --output_dir MASKS
 ```
 
-`--dataset_dir` is a folder of {kind} files, or one of them. Each gives a mask `*_seg{suffix}` of uint8 labels on its
-own grid. `--bundle_root BUNDLE` is needed only if the config has another name.
+`--dataset_dir` is a folder of {kind} files, or one of them.
+Each gives a mask `*_seg{suffix}` of uint8 labels on its own grid.
 
 ## Labels
 
@@ -63,9 +68,17 @@ were trained on.
 """
 
 
-def model_card(model: SavedModel, name: str) -> str:
-    """Return `docs/README.md` of a bundle called `name`."""
+# Of the recipe: told elsewhere in the card, or nobody's business.
+_UNTOLD = ("network", "preprocessing", "patients")
+
+
+def model_card(model: SavedModel, name: str, report: Path | None = None) -> str:
+    """Return `docs/README.md` of a bundle called `name`, with the figures of a report on scans if it is given.
+
+    Raises `InputError` for a report that cannot be read, or is of another model.
+    """
     slides = is_of_slides(model)
+    recipe = {key: value for key, value in model.extra.get("recipe", {}).items() if key not in _UNTOLD}
     return _CARD.format(
         name=name,
         title=network_title(model),
@@ -81,8 +94,8 @@ def model_card(model: SavedModel, name: str) -> str:
         **_size(model),
         sha256=model.sha256,
         preprocessing="\n".join(f"- {_in_words(step)}" for step in model.preprocessing),
-        training=_rows(model.extra.get("recipe", {}), ("setting", "value")) or "Not told by the model file.",
-        figures=_figures(model),
+        training=_rows(recipe, ("setting", "value")) or "Not told by the model file.",
+        figures=_chosen(model) if report is None else _reported(model, report),
     )
 
 
@@ -106,9 +119,24 @@ def _in_words(step: Mapping[str, Any]) -> str:
     return step[TARGET].rpartition(".")[2] + (f": {options}" if options else "")
 
 
-def _figures(model: SavedModel) -> str:
+def _chosen(model: SavedModel) -> str:
     chosen = dict(model.extra.get("selection", {}))
     if not chosen:
         return "The model file has none: evaluate the model on your own data."
     told = ", ".join(f"{key} {value:.4g}" for key, value in chosen.items())
     return f"At its choice on the validation cases: {told}. The file has no figures of a test set."
+
+
+def _reported(model: SavedModel, report: Path) -> str:
+    try:
+        summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+        with open(report / "per_organ.csv", newline="", encoding="utf-8") as lines:
+            organs = list(csv.DictReader(lines))
+        dataset, sha256 = summary["dataset"], summary["checkpoint"]["sha256"]
+        rows = [f"| {one['organ']} | {one['n_cases']} | {one['dice_mean']} | {one['hd95_mm_mean']} |" for one in organs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{report} is no report on scans; give the run_dir of an evaluation") from error
+    if sha256 != model.sha256:
+        raise InputError(f"{report} is of another model than {model.path}; evaluate this one first")
+    head = ["| organ | cases | mean Dice | mean HD95, mm |", "|---|---|---|---|"]
+    return "\n".join([f"On the test cases of {dataset}, by the project's own evaluation:", "", *head, *rows])

@@ -82,7 +82,11 @@ def inference_config(model: SavedModel) -> dict[str, Any]:
             "postprocessing": "@postprocessing",
             "val_handlers": "@handlers",
         },
-        "run": ["$@evaluator.run()"],
+        # MONAI runs on no scans at all without a word.
+        "run": [
+            "$@datalist or sys.exit('error: no image in ' + @dataset_dir + '; give --dataset_dir')",
+            "$@evaluator.run()",
+        ],
         "scripts_importable": "$sys.path.insert(0, os.path.abspath(@bundle_root)) if @bundle_root != '.' else None",
     }
 
@@ -252,7 +256,7 @@ def metadata(model: SavedModel, name: str) -> dict[str, Any]:
         "copyright": f"Copyright (c) {_CONTRIBUTORS}",
         "data_source": "see docs/README.md",
         "data_type": "png, jpeg or tiff" if is_of_slides(model) else "nifti",
-        "image_classes": f"{channels} channels, {model.modality}",
+        "image_classes": f"{'one channel' if channels == 1 else f'{channels} channels'}, {model.modality}",
         "label_classes": "one channel, the values of channel_def",
         "pred_classes": "logits of the network; the inferer makes one channel of labels of them",
         "eval_metrics": {},

@@ -129,6 +129,36 @@ def test_folder_holds_plain_weights_and_what_monai_reads(tmp_path):
     assert "val_dice 0.5" in card
 
 
+def write_report(folder: Path, sha256: str) -> Path:
+    folder.mkdir()
+    summary = {"dataset": "phantoms", "checkpoint": {"sha256": sha256}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "per_organ.csv").write_text("organ,label,n_cases,dice_mean,hd95_mm_mean\nliver,1,3,0.912000,inf\n")
+    return folder
+
+
+def test_card_has_the_figures_of_the_models_own_report(tmp_path):
+    student = model(tmp_path, "enet", recipe={"patients": {"test": ["anna"]}})
+    bundle = write_bundle(student, tmp_path / "bundle", report=write_report(tmp_path / "report", student.sha256))
+    card = (bundle / "docs/README.md").read_text()
+    assert "On the test cases of phantoms" in card
+    assert "| liver | 3 | 0.912000 | inf |" in card
+    assert "anna" not in card
+    with pytest.raises(InputError, match="other is of another model than"):
+        write_bundle(student, tmp_path / "new", report=write_report(tmp_path / "other", "0" * 64))
+    with pytest.raises(InputError, match="scans is no report on scans"):
+        write_bundle(student, tmp_path / "new", report=tmp_path / "scans")
+
+
+def test_folder_without_images_ends_in_an_error(tmp_path):
+    (tmp_path / "given").mkdir()
+    result = run_bundle(
+        write_bundle(model(tmp_path, "enet"), tmp_path / "bundle"), tmp_path / "given", tmp_path / "out"
+    )
+    assert result.returncode == 1
+    assert f"error: no image in {tmp_path / 'given'}; give --dataset_dir" in result.stderr
+
+
 def test_archive_holds_the_folder(tmp_path):
     student = model(tmp_path, "enet")
     archive = write_bundle(student, tmp_path / "liver.zip", zipped=True)
