@@ -49,6 +49,7 @@ $(RUNTIME): requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(DEVELOPMENT): tests/requirements.txt $(wildcard bundles/requirements-*.txt) pipeline/data/slides/requirements-wsi.txt $(RUNTIME)
+$(DEVELOPMENT): tests/requirements.txt $(wildcard bundles/requirements-*.txt) pipeline/data/slides/requirements-wsi.txt \
+		pipeline/inference/scans/requirements-dicom-seg.txt $(RUNTIME)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,32 @@ def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot write {final}: {disk.strerror}; {kept}free space, then start again") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, which must not exist; rename it to `path` on success, else remove it.
+
+    Raises `InputError` when something is at `path`, the folder around it cannot be written, or the disk is full.
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{os.getpid()}.{final.name}")
+    if final.exists():
+        raise InputError(f"{final} exists; choose a new name, or remove it first")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {final}: {error.strerror}; choose another output folder") from error
+    try:
+        yield temporary
+        os.rename(temporary, final)
+    except Exception as error:
+        disk = find_disk_error(error)
+        if disk is None:
+            raise
+        raise InputError(f"cannot write {final}: {disk.strerror}; free space, then start again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

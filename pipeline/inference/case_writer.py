@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ignite.engine import Engine, Events
 
@@ -49,7 +49,7 @@ class CaseWriter(ABC):
             evaluator does not see those cases; True does all anew. What metrics are to see must be done anew.
     """
 
-    suffixes: ClassVar[tuple[str, ...]]
+    suffixes: tuple[str, ...]
 
     def __init__(
         self,

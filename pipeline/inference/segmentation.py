@@ -72,18 +72,20 @@ def segment_files(
     slices_per_chunk: int | None = None,
     amp_dtype: str | None = None,
     overwrite: bool = False,
+    output_format: str = "nifti",
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
     Writes `CASE.nii.gz`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has finished with the same
-    input, model and settings is kept unless it is to be overwritten. Scans that cannot be read are recorded and passed
-    over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is
-    given and fails, and for what concerns all: the folder, the names, the model.
+    input, model and settings is kept unless it is to be overwritten. With `output_format` "dicom-seg" a DICOM SEG
+    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added. Scans that cannot be read are recorded and
+    passed over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan
+    is given and fails, and for what concerns all: the folder, the names, the model, DICOM SEG of other files.
     """
     preprocessing = preprocessing_of(model.preprocessing)
     scans = ScanDataset(inputs, preprocessing)
     settings = {"precision": amp_dtype or "float32", "backend": TORCH}
-    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite)
+    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite, output_format)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
         val_data_loader=scan_loader(scans),

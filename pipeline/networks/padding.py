@@ -57,6 +57,12 @@ class PaddedInferer(Inferer):
         return output[(..., *(slice(before, before + side) for (before, _), side in zip(missing, sides, strict=True)))]
 
 
+def with_size_divisor(network: nn.Module, size_divisor: int) -> nn.Module:
+    """Return the network itself, which now tells `PaddedInferer` the multiple of pixels that it takes."""
+    network.size_divisor = size_divisor
+    return network
+
+
 def _divisor_of(network: Callable[..., Tensor]) -> int:
     """Return the network's `size_divisor`, looking through the wrapper of distributed training."""
     if isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel):

@@ -48,7 +48,7 @@ def read_dicom_series(folder: Path, max_bytes: int) -> Volume:
     """
     if not is_dicom_folder(folder):
         raise InputError(f"{folder} holds no DICOM files; give a scan, or a folder of scans or of one DICOM series")
-    slices = [_read_header(path) for path in _series_files(folder)]
+    slices = [_read_header(path) for path in series_files(folder)]
     slices, affine, notes = _stacked(folder, slices)
     notes += [*check_affine(folder, affine, "slice positions"), *_programs(folder)]
     promised = int(np.prod(slices[0].size)) * len(slices) * 4
@@ -75,7 +75,8 @@ def _programs(folder: Path) -> list[str]:
     )
 
 
-def _series_files(folder: Path) -> list[Path]:
+def series_files(folder: Path) -> list[Path]:
+    """Return the slices of the one series in a folder; `InputError` for several, and for damaged files among them."""
     try:
         series = {
             uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)

@@ -20,10 +20,13 @@ from pipeline.data.scans.volumes import Volume, label_counts, write_label_map
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
 from pipeline.inference.case_writer import CaseWriter
+from pipeline.inference.scans.dicom_seg import check_can_write_seg, write_dicom_seg
 from pipeline.inference.scans.scan_dataset import ScanDataset
 
 logger = logging.getLogger(__name__)
 
+NIFTI, DICOM_SEG = ".nii.gz", ".dcm"
+OUTPUT_FORMATS = {"nifti": (NIFTI,), "dicom-seg": (DICOM_SEG,), "both": (NIFTI, DICOM_SEG)}
 _MM3_PER_ML = 1000.0
 
 
@@ -45,13 +48,14 @@ def check_on_own_grid(prediction: torch.Tensor, scan: Volume) -> None:
 class LabelMapWriter(CaseWriter):
     """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
 
+    With `output_format` "dicom-seg" the labels are a DICOM SEG `CASE.dcm`, with "both" there are both; the scans must
+    then be DICOM series, to whose slices it refers.
+
     Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8, on the
     scans' own grids.
     The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
     the arguments, of which `scans` is the dataset that the evaluator reads.
     """
-
-    suffixes = (".nii.gz", ".json")
 
     def __init__(
         self,
@@ -61,9 +65,19 @@ class LabelMapWriter(CaseWriter):
         checkpoint_sha256: str = "",
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = True,
+        output_format: str = "nifti",
     ) -> None:
         super().__init__(output_dir, scans, labels, checkpoint_sha256, settings, overwrite)
+        if output_format not in OUTPUT_FORMATS:
+            raise InputError(f"output_format {output_format!r} is unknown; choose one of {', '.join(OUTPUT_FORMATS)}")
         self.scans = scans
+        self.suffixes = (*OUTPUT_FORMATS[output_format], ".json")
+
+    def start(self, engine: Engine) -> None:
+        """Find out before the long run whether its outputs can be written."""
+        if DICOM_SEG in self.suffixes:
+            check_can_write_seg([source.path for source in self.scans.sources], self.labels)
+        super().start(engine)
 
     def _write_batch(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
@@ -79,8 +93,11 @@ class LabelMapWriter(CaseWriter):
         """Write label map and description of one scan from its labels (1, X, Y, Z) uint8; returns the map."""
         scan = self.scans.geometry_of(case)
         labels = prediction[0].detach().cpu().numpy()
-        path = self._path(case, ".nii.gz")
-        write_label_map(path, labels, scan)
+        path = self._path(case, self.suffixes[0])
+        if NIFTI in self.suffixes:
+            write_label_map(self._path(case, NIFTI), labels, scan)
+        if DICOM_SEG in self.suffixes:
+            write_dicom_seg(self._path(case, DICOM_SEG), labels, scan, self.labels, self.checkpoint_sha256)
         description = {**self._description(case, scan, labels), **self._completion_record(case, path)}
         write_json(self._path(case, ".json"), description)
         self._add(path, description)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles run from another directory, while this project cannot be imported, and give this project's own masks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.phantom_slides import draw_picture
+from pipeline.data import IntensityRule, read_volume, write_png
+from pipeline.errors import InputError
+from pipeline.export import bundle as bundles
+from pipeline.export.bundle import write_bundle
+from pipeline.inference import segment, tile_inferer_of
+from pipeline.networks import SavedModel, build_network, load_model, save_model
+from tests.bundles.bundle_commands import assert_done, run_program
+from tests.preprocessing import scan_preprocessing, tile_preprocessing
+
+LABELS = {0: "background", 1: "liver", 2: "spleen"}
+WINDOW, PERCENTILES = IntensityRule("window", -125, 275), IntensityRule("percentiles", 0.5, 99.5)
+SEGRESNET = {
+    "name": "monai.networks.nets.SegResNet",
+    "spatial_dims": 3,
+    "init_filters": 4,
+    "blocks_down": (1, 1),
+    "blocks_up": (1,),
+    "norm": ("GROUP", {"num_groups": 2}),
+}
+SCAN_FILES = {"configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt", "LICENSE"}
+
+
+def model(folder: Path, network: dict | str, size=20, rule: IntensityRule = WINDOW, **described) -> SavedModel:
+    """Return a model of random weights, always the same."""
+    torch.manual_seed(0)
+    channels = described.pop("in_channels", 1)
+    built = build_network(network, in_channels=channels, out_channels=len(LABELS))
+    steps = tile_preprocessing(rule) if "tile_px" in described else scan_preprocessing(rule)
+    path = folder / "model.pt"
+    save_model(path, built, labels=LABELS, preprocessing=steps, size=size, modality="CT", **described)
+    return load_model(path)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """Return a folder with scans along the patient's axes, with permuted and turned axes, and oblique."""
+    folder = tmp_path_factory.mktemp("scans")
+    voxels = np.random.default_rng(0).normal(75, 150, (23, 27, 9)).round().astype(np.int16)
+    plain = np.diag([0.8, 0.9, 3.0, 1.0])
+    turned = np.array([[0, 0, -1.5, 40], [-0.7, 0, 0, 5], [0, 0.7, 0, -60], [0, 0, 0, 1]])
+    oblique = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, 0.1, 0.3), [1, 2, 3]) @ plain
+    for name, affine in (("plain", plain), ("turned", turned), ("oblique", oblique)):
+        nib.save(nib.Nifti1Image(voxels, affine), folder / f"{name}.nii.gz")
+    return folder
+
+
+def run_bundle(bundle: Path, given: Path, masks: Path):
+    """Run a bundle as `python -m monai.bundle run` does, in a process that cannot import this project."""
+    arguments = ["run", "--config_file", bundle / "configs/inference.json"]
+    arguments += ["--dataset_dir", given, "--output_dir", masks]
+    code = f"""import runpy, sys
+sys.modules["pipeline"] = None
+sys.argv[1:] = {list(map(str, arguments))}
+runpy.run_module("monai.bundle", run_name="__main__")"""
+    return run_program([sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "rule"),
+    [
+        ("enet", 20, WINDOW),
+        pytest.param("mobile_unet", 36, PERCENTILES, marks=pytest.mark.slow),
+        pytest.param({"name": "fanet", "width": 0.25}, 24, WINDOW, marks=pytest.mark.slow),
+        pytest.param("erfnet", 24, WINDOW, marks=pytest.mark.slow),
+        (SEGRESNET, (16, 16, 6), WINDOW),
+    ],
+)
+def test_masks_are_the_projects_own_to_the_voxel(network, size, rule, scans, tmp_path):
+    student = model(tmp_path, network, size, rule)
+    bundle = write_bundle(student, tmp_path / "bundle")
+    assert_done(run_bundle(bundle, scans, tmp_path / "masks"))
+    for scan in scans.iterdir():
+        mask = nib.load(tmp_path / "masks" / scan.name.replace(".nii.gz", "_seg.nii.gz"))
+        labels = np.asarray(mask.dataobj)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, segment(read_volume(scan), student))
+        np.testing.assert_allclose(mask.affine, read_volume(scan).affine, atol=1e-5)
+        assert len(np.unique(labels)) > 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_masks_of_pictures_are_the_tile_inferers_own(channels, tmp_path):
+    student = model(tmp_path, "enet", 24, IntensityRule("window", 0, 255), in_channels=channels, tile_px=30)
+    (tmp_path / "given").mkdir()
+    picture = draw_picture(0, 0, 128)[0][:100]
+    write_png(tmp_path / "given/tissue.png", picture)
+    bundle = write_bundle(student, tmp_path / "bundle")
+    assert_done(run_bundle(bundle, tmp_path / "given", tmp_path / "masks"))
+    shown = np.asarray(Image.fromarray(picture).convert("L" if channels == 1 else "RGB")).reshape(100, 128, channels)
+    expected = tile_inferer_of(student)(torch.from_numpy(shown.copy()).permute(2, 0, 1)[None], student.network)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "masks/tissue_seg.png")), expected[0, 0].numpy())
+    assert len(expected.unique()) > 1
+
+
+def test_folder_holds_plain_weights_and_what_monai_reads(tmp_path):
+    student = model(tmp_path, SEGRESNET, (16, 16, 6), recipe={"epochs": 3}, selection={"epoch": 2, "val_dice": 0.5})
+    bundle = write_bundle(student, tmp_path / "new" / "liver")
+    assert [path.name for path in bundle.parent.iterdir()] == ["liver"]
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.startswith("scripts/")} == SCAN_FILES
+    weights = torch.load(bundle / "models/model.pt", weights_only=True)
+    for name, value in student.network.state_dict().items():
+        assert torch.equal(weights[name], value)
+    formats = json.loads((bundle / "configs/metadata.json").read_text())["network_data_format"]
+    assert formats["inputs"]["image"]["spatial_shape"] == [16, 16, 6]
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "liver", "2": "spleen"}
+    card = (bundle / "docs/README.md").read_text()
+    assert "# liver\n" in card
+    assert "| epochs | 3 |" in card
+    assert "val_dice 0.5" in card
+
+
+def write_report(folder: Path, sha256: str) -> Path:
+    folder.mkdir()
+    summary = {"dataset": "phantoms", "checkpoint": {"sha256": sha256}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "per_organ.csv").write_text("organ,label,n_cases,dice_mean,hd95_mm_mean\nliver,1,3,0.912000,inf\n")
+    return folder
+
+
+def test_card_has_the_figures_of_the_models_own_report(tmp_path):
+    student = model(tmp_path, "enet", recipe={"patients": {"test": ["anna"]}})
+    bundle = write_bundle(student, tmp_path / "bundle", report=write_report(tmp_path / "report", student.sha256))
+    card = (bundle / "docs/README.md").read_text()
+    assert "On the test cases of phantoms" in card
+    assert "| liver | 3 | 0.912000 | inf |" in card
+    assert "anna" not in card
+    with pytest.raises(InputError, match="other is of another model than"):
+        write_bundle(student, tmp_path / "new", report=write_report(tmp_path / "other", "0" * 64))
+    with pytest.raises(InputError, match="scans is no report on scans"):
+        write_bundle(student, tmp_path / "new", report=tmp_path / "scans")
+
+
+def test_folder_without_images_ends_in_an_error(tmp_path):
+    (tmp_path / "given").mkdir()
+    result = run_bundle(
+        write_bundle(model(tmp_path, "enet"), tmp_path / "bundle"), tmp_path / "given", tmp_path / "out"
+    )
+    assert result.returncode == 1
+    assert f"error: no image in {tmp_path / 'given'}; give --dataset_dir" in result.stderr
+
+
+def test_archive_holds_the_folder(tmp_path):
+    student = model(tmp_path, "enet")
+    archive = write_bundle(student, tmp_path / "liver.zip", zipped=True)
+    assert archive == tmp_path / "liver.zip"
+    names = zipfile.ZipFile(archive).namelist()
+    assert "liver/configs/inference.json" in names
+    assert {name.partition("/")[0] for name in names} == {"liver"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["liver.zip", "model.pt"]
+
+
+def test_what_is_there_is_refused(tmp_path):
+    student = model(tmp_path, "enet")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match=r"taken exists; choose a new name"):
+        write_bundle(student, tmp_path / "taken")
+    (tmp_path / "taken.zip").touch()
+    with pytest.raises(InputError, match=r"taken.zip exists; choose a new name"):
+        write_bundle(student, tmp_path / "taken", zipped=True)
+
+
+@pytest.mark.parametrize("what", ["network", "preprocessing"])
+def test_class_of_the_users_own_is_refused_and_nothing_written(what, tmp_path):
+    student = model(tmp_path, "enet")
+    own = {
+        "network": {"network_arguments": {"name": "mine.Net", "in_channels": 1, "options": {}}},
+        "preprocessing": {"preprocessing": [student.preprocessing[0], {"_target_": "mine.Blurd", "keys": "image"}]},
+    }[what]
+    with pytest.raises(InputError, match=f"mine.* of its {what} is in a package of your own, which a bundle does not"):
+        write_bundle(replace(student, **own), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_scans_of_another_format_cannot_be_compared(tmp_path):
+    with pytest.raises(InputError, match=r"scan.mha: a bundle reads NIfTI alone"):
+        write_bundle(model(tmp_path, "enet"), tmp_path / "bundle", [tmp_path / "scan.mha"])
+
+
+def test_bundle_of_another_mask_does_not_appear(scans, tmp_path, monkeypatch):
+    student = model(tmp_path, "enet")
+    monkeypatch.setattr(bundles, "_mask_by_bundle", lambda folder, scan, work: np.full((23, 27, 9), 255, np.uint8))
+    for zipped in (False, True):
+        with pytest.raises(InputError, match=r"plain.nii.gz: 5589 voxels of the bundle's mask are not this project's"):
+            write_bundle(student, tmp_path / "bundle", [scans / "plain.nii.gz"], zipped)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(content, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    student = model(tmp_path, "enet")
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*bundle: No space left on device; free space"):
+        write_bundle(student, tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.slow
+def test_bundle_is_compared_by_the_command_that_users_type(scans, tmp_path):
+    bundle = write_bundle(model(tmp_path, "enet"), tmp_path / "bundle", [scans / "oblique.nii.gz"])
+    assert not list(bundle.rglob("__pycache__"))
