@@ -21,13 +21,13 @@ def lazy_names(
         package: its `__name__`.
         modules: dotted name of a module below the package, without the package's own -> the names that it gives.
     """
-    home = {name: module for module, names in modules.items() for name in names}
+    home = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 
     def get(name: str) -> Any:
         """Import the module of `name` and keep the name in the package, so that this is asked once."""
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        value = getattr(importlib.import_module(home[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 
@@ -35,4 +35,11 @@ def lazy_names(
         """Return what `dir` of the package shows."""
         return sorted({*vars(sys.modules[package]), *home})
 
+    get.home = home
     return get, listed, sorted(home)
+
+
+def home_of(package: str, name: str) -> str | None:
+    """Return the dotted name of the module that a package takes `name` from lazily; None where it does not."""
+    offered = getattr(importlib.import_module(package), "__getattr__", None)
+    return getattr(offered, "home", {}).get(name)

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 
 from pipeline import __version__
 from pipeline.errors import InputError
+from pipeline.lazy_names import home_of
 
 PACKAGE = "pipeline"
 SCRIPTS = "scripts"
@@ -99,6 +100,8 @@ def _defining_module(module: str, name: str) -> str:
             statement, alias = source.imported[name]
             if _is_of_project(statement):
                 return _defining_module(statement.module, alias.name)
+        if home := home_of(module, name):
+            return _defining_module(home, name)
     raise InputError(f"{module}.{name} is no class or function of {PACKAGE} that a bundle can carry; check the name")
 
 
