@@ -58,12 +58,8 @@ def test_every_network_comes_back_from_every_format(tmp_path, network, name):
     round_trip(tmp_path, network, name)
 
 
-def test_erfnet_comes_back_from_torch_export(tmp_path):
-    round_trip(tmp_path, "erfnet", "torch-export")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [network for network in NETWORKS if network != "erfnet"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_comes_back_from_torch_export(tmp_path, network):
     round_trip(tmp_path, network, "torch-export")
 
