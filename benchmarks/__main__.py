@@ -15,6 +15,7 @@ BENCHMARKS = (
     ["benchmarks.graph_flow_reach"],
     ["benchmarks.hd95", "--medpy"],
     ["benchmarks.inference_memory"],
+    ["benchmarks.inference_speed", "--slices", "40"],
     ["benchmarks.nnunet_speed"],
     ["benchmarks.slide_memory", "--side", "8000"],
     ["benchmarks.training_speed", "--precision", "float32", "--width", "0.25", "--batch", "2"],

@@ -146,6 +146,12 @@ def test_chunk_size_does_not_change_the_result(chunk: int, size: int) -> None:
     assert expected.unique().numel() > 1
 
 
+def test_a_cpu_sees_four_slices_at_once_unless_told_otherwise() -> None:
+    network = Recorder()
+    SliceWiseInferer(8)(noise(8, 8, 6), network)
+    assert [len(images) for images in network.seen] == [4, 2]
+
+
 def test_equals_monais_slice_inferer_followed_by_argmax() -> None:
     volume = noise(24, 24, 7)
     network = convolution()
