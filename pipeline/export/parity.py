@@ -19,6 +19,7 @@ LEAST_DICE_INT8 = 0.995
 MOST_LOST_INT8 = 0.005
 _BATCH = 4
 _COARSE = 8  # sides of the random map that smooth images are made of
+_GRAIN = 0.1  # share of noise in them
 
 
 class ParityError(Exception):
@@ -109,12 +110,17 @@ def _run(run: Run, images: np.ndarray) -> np.ndarray:
 
 
 def smooth_images(model: SavedModel) -> Tensor:
-    """Return eight random images of the training size whose grey values change slowly, always the same."""
+    """Return eight random images of the training size, always the same: slow changes of grey, and grain.
+
+    Without grain neighbouring pixels would have all but equal values, of which rounding alone chooses the largest:
+    ENet, which puts values back where the largest were, would differ by that.
+    """
     sides = (model.size,) * 2 if isinstance(model.size, int) else tuple(model.size)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(8, model.network.in_channels, *(_COARSE for _ in sides), generator=generator)
     mode = "bilinear" if len(sides) == 2 else "trilinear"
-    return F.interpolate(coarse, size=sides, mode=mode, align_corners=False)
+    smooth = F.interpolate(coarse, size=sides, mode=mode, align_corners=False)
+    return (1 - _GRAIN) * smooth + _GRAIN * torch.rand(smooth.shape, generator=generator)
 
 
 def check_parity(found: Agreement, int8: bool) -> None:
