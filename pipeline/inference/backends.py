@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.networks import SavedModel
+from pipeline.processes.bfloat16 import check_bfloat16
 from pipeline.segment.runtimes import (
     AUTO,
     ONNXRUNTIME,
@@ -42,7 +43,8 @@ def backend_of(name: str, device: str | torch.device, precision: str = "float32"
         precision: that torch would run it in.
 
     Raises:
-        InputError: another name, a package that is not installed, a precision that only torch has.
+        InputError: another name, a package that is not installed, a precision that only torch has, or bfloat16 on a
+            CPU that only emulates it.
     """
     if name not in BACKENDS:
         raise InputError(f"backend {name!r} is unknown; choose {', '.join(BACKENDS)}")
@@ -50,6 +52,8 @@ def backend_of(name: str, device: str | torch.device, precision: str = "float32"
         name = _fastest(torch.device(device), precision)
         logger.info("backend auto: %s", name)
     if name == TORCH:
+        if precision == "bfloat16":
+            check_bfloat16(device)
         return name
     missing = [package for package in (name, _EXPORTER) if not is_installed(package)]
     if missing:

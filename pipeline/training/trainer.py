@@ -17,6 +17,7 @@ from pipeline.distillation import Distiller
 from pipeline.distillation.gradient_shares import gradient_shares
 from pipeline.distillation.settings import check_whole
 from pipeline.errors import InputError
+from pipeline.processes.bfloat16 import check_bfloat16
 from pipeline.processes.distributed import average_gradients, averaged, synchronise_modules
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,14 @@ def autocast_dtype(precision: str, device: str | torch.device) -> torch.dtype | 
     """Return the type that a precision autocasts to on a device, None for float32.
 
     Raises:
-        InputError: unknown precision, or float16 without CUDA.
+        InputError: unknown precision, float16 without CUDA, or bfloat16 on a CPU that only emulates it.
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
     if precision == "float16" and torch.device(device).type != "cuda":
         raise InputError("precision float16 needs a CUDA device; use bfloat16 or float32 here")
+    if precision == "bfloat16":
+        check_bfloat16(device)
     return PRECISIONS[precision]
 
 

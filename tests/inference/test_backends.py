@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.inference import backend_of, backends, inferer_of, network_on, tile_inferer_of, told_backend
+from pipeline.processes.bfloat16 import EMULATE
 from tests.export.students import SEGRESNET, student
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -50,7 +51,8 @@ def test_tiles_of_slides_get_the_labels_of_torch(tmp_path, backend):
     assert (labels != expected).float().mean() < 1e-3
 
 
-def test_torch_is_the_network_itself(tmp_path):
+def test_torch_is_the_network_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv(EMULATE, "1")
     model = student(tmp_path / "model.pt", "enet")
     assert network_on(model, backend_of("torch", "cpu", "bfloat16")) is model.network
     assert told_backend("torch") == {}
@@ -70,6 +72,7 @@ def test_torch_is_the_network_itself(tmp_path):
     ],
 )
 def test_auto_follows_its_rule_and_tells(monkeypatch, caplog, installed, machine, device, precision, expected):
+    monkeypatch.setenv(EMULATE, "1")
     monkeypatch.setattr(backends, "is_installed", lambda name: name in installed)
     monkeypatch.setattr(backends.platform, "machine", lambda: machine)
     with caplog.at_level(logging.INFO):

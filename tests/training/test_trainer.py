@@ -16,6 +16,7 @@ from pipeline.data import Dataset, IntensityRule, SliceAugmentation
 from pipeline.distillation import build_distiller
 from pipeline.errors import InputError
 from pipeline.networks import build_network, load_model
+from pipeline.processes.bfloat16 import EMULATE
 from pipeline.training import (
     BestModelSaver,
     DistillationTrainer,
@@ -159,7 +160,8 @@ def test_accumulated_thirds_equal_the_whole_batch():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_trains_and_computes_the_loss_in_float32():
+def test_bfloat16_trains_and_computes_the_loss_in_float32(monkeypatch):
+    monkeypatch.setenv(EMULATE, "1")
     trainer = make_trainer(1, precision="bfloat16")
     trainer.run()
     assert trainer.state.output[0]["loss"].dtype == torch.float32
