@@ -116,7 +116,7 @@ def _report(network: str, folder: Path, given: argparse.Namespace) -> None:
     medians = {
         way: {key: statistics.median(one[key] for one in of_way) for key in of_way[0]} for way, of_way in costs.items()
     }
-    ours, own_mask = medians["this package"], _mask(folder / network / "this package")
+    own_mask = _mask(folder / network / "this package")
     print(f"{network}, {np.count_nonzero(own_mask) / own_mask.size:.1%} of the voxels are organs")
     for way, cost in medians.items():
         same = np.count_nonzero(_mask(folder / network / way) == own_mask) / own_mask.size
@@ -131,7 +131,8 @@ def _report(network: str, folder: Path, given: argparse.Namespace) -> None:
 def _times(way: str, cost: dict[str, float], medians: dict[str, dict[str, float]]) -> str:
     """Return how many times the CPU seconds of ours an opponent takes."""
     ours = [name for name in ("this package", EXPORTED) if name in medians]
-    return f"{', '.join(f'{cost["cpu"] / medians[name]["cpu"]:.1f} x {name}' for name in ours)} (aim {AIMS[way]:g} x)"
+    times = [f"{cost['cpu'] / medians[name]['cpu']:.1f} x {name}" for name in ours]
+    return f"{', '.join(times)} (aim {AIMS[way]:g} x)"
 
 
 def _export(network: str, folder: Path) -> None:
