@@ -234,7 +234,7 @@ LOAD, *STEPS = scan_preprocessing(CT_WINDOW)
 
 
 class TestCheck:
-    @pytest.mark.parametrize("reader", ["pipeline.data.VolumeReader", "pipeline.data.scans.volumes.VolumeReader"])
+    @pytest.mark.parametrize("reader", ["pipeline.data.VolumeReader", "pipeline.data.scans.monai_reader.VolumeReader"])
     def test_what_inference_repeats_is_taken(self, reader):
         check_preprocessing([{**LOAD, "reader": reader}, *STEPS], "scans")
 
