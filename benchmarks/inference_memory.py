@@ -33,6 +33,13 @@ CLASSES = 9
 SCALING = "pipeline.data.preprocessing.ScaleIntensityByRuled"
 PREPROCESSING = [  # that of the Synapse bundle
     {
+        "_target_": "monai.transforms.io.dictionary.LoadImaged",
+        "keys": "image",
+        "reader": "pipeline.data.VolumeReader",
+        "image_only": True,
+        "dtype": None,
+    },
+    {
         "_target_": "monai.transforms.utility.dictionary.EnsureChannelFirstd",
         "keys": "image",
         "channel_dim": "no_channel",
