@@ -132,14 +132,41 @@ def _metadata_of(model: Any, suffix: str) -> dict[str, str]:
 
 
 def runner_of_openvino(model: Any) -> Run:
-    """Return the function from images to logits of an OpenVINO model, compiled for the CPU in full precision."""
+    """Return the function from images to logits of an OpenVINO model on the CPU, in full precision.
+
+    Images go one by one, on as many cores as there are, to a network compiled for their size: a batch in one piece, or
+    a network for any size, takes a third more time.
+    """
+    queues: dict[tuple[int, ...], Any] = {}
+
+    def run(images: np.ndarray) -> np.ndarray:
+        size = images.shape[1:]
+        if size not in queues:
+            queues[size] = _queue_of(model, size)
+        results: list[np.ndarray] = [np.empty(0)] * len(images)
+        queues[size].set_callback(
+            lambda request, place: results.__setitem__(place, request.get_output_tensor().data.copy())
+        )
+        for place, image in enumerate(images):
+            queues[size].start_async([image[None]], place)
+        queues[size].wait_all()
+        return np.concatenate(results)
+
+    return run
+
+
+def _queue_of(model: Any, size: tuple[int, ...]) -> Any:
+    """Return the queue of a network that takes one image (C, H, W), or volume, of `size` at a time."""
     import openvino
     from openvino import properties
 
-    hints = {properties.hint.inference_precision(): openvino.Type.f32}  # bfloat16 where the CPU has it, by default
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
-    request = compiled.create_infer_request()
-    return lambda images: next(iter(request.infer([images]).values())).copy()
+    fixed = model.clone()
+    fixed.reshape({fixed.inputs[0]: openvino.PartialShape([1, *size])})
+    hints = {
+        properties.hint.inference_precision(): openvino.Type.f32,  # bfloat16 where the CPU has it, by default
+        properties.hint.performance_mode(): properties.hint.PerformanceMode.THROUGHPUT,
+    }
+    return openvino.AsyncInferQueue(openvino.Core().compile_model(fixed, "CPU", hints))
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
