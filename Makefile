@@ -4,10 +4,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
-# What test-fast runs: one teacher, student and resumed run by the bundle's commands (first, since they take longest), each
+# What test-fast runs: one teacher and student by the commands of a bundle (first, since they take longest), each
 # method, network, loss and score by its arithmetic, readers of scans, and inference.
-FAST := tests/bundles/test_volumes.py tests/training/test_losses.py tests/distillation tests/networks/parity \
-	tests/networks/test_build.py tests/data/scans tests/data/dataset tests/evaluation/test_scores.py \
+VOLUMES := tests/bundles/test_volumes.py
+FAST := $(VOLUMES)::test_model_of_volumes_says_so_and_finds_its_inferer \
+	$(VOLUMES)::test_evaluation_takes_the_model_as_any_other tests/training/test_losses.py tests/distillation \
+	tests/networks/parity tests/networks/test_build.py tests/data/scans tests/data/dataset tests/evaluation/test_scores.py \
 	tests/evaluation/test_surface.py tests/evaluation/test_overlap.py tests/evaluation/test_report.py \
 	tests/inference/scans/test_slicewise.py tests/test_*.py
 
@@ -15,7 +17,7 @@ FAST := tests/bundles/test_volumes.py tests/training/test_losses.py tests/distil
 help:
 	@echo "make demo       phantom scans and slides, teachers, distilled students, reports, a segmented scan and slide"
 	@echo "make test       all quick tests           make test-slow  the ones that take minutes"
-	@echo "make test-fast  those of each part's arithmetic, of scans, inference and one bundle: 80 seconds"
+	@echo "make test-fast  those of each part's arithmetic, of scans, inference and one bundle: a minute and a half"
 	@echo "make lint       style checks              make bench      time and memory, printed"
 	@echo "make clean      remove .venv and outputs/demo"
 
