@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
-import uuid
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,40 +18,6 @@ from pipeline.errors import InputError
 
 LINKS = ("hard", "symbolic")
 _MOST_NAMES = 50
-# What the system says when a disk, a quota or a mount has no room: the user's to mend, unlike other failures.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-
-
-@contextmanager
-def new_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `output`; on success it becomes `output`, on failure it vanishes.
-
-    Raises `InputError` where `output` exists with content: what a user has is never overwritten.
-    """
-    final = Path(os.path.abspath(output))
-    _check_free(final)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot write {final}: {error.strerror}; choose another output folder") from error
-    try:
-        yield temporary
-        _check_free(final)
-        os.rename(temporary, final)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise InputError(f"cannot write {final}: {error.strerror}; free space or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check_free(final: Path) -> None:
-    if final.is_dir() and not any(final.iterdir()):
-        return
-    if final.exists() or final.is_symlink():
-        raise InputError(f"{final} exists already; remove it or choose another output folder")
 
 
 def refuse(problems: Sequence[str], where: str | os.PathLike[str]) -> None:

@@ -23,7 +23,6 @@ from data_prep.building import (
     by_split,
     copy_or_link,
     finish,
-    new_folder,
     print_summary,
     refuse,
     relocated,
@@ -46,6 +45,7 @@ from pipeline.data import (
     write_label_map,
 )
 from pipeline.errors import InputError, run_command
+from pipeline.files.atomic import new_folder
 
 _NIFTI = (".nii", ".nii.gz")
 # nnU-Net numbers the channels of an image; the label has the bare name.

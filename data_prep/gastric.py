@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.building import LINKS, copy_or_link, finish, new_folder, print_summary, relocated, warn
+from data_prep.building import LINKS, copy_or_link, finish, print_summary, relocated, warn
 from data_prep.folder import add_split_options, check_folders_apart, read_labels, split_requests_of
 from data_prep.gastric_files import Failure, Found, Picture, assigned, find_pairs, read_index, roster_of
 from data_prep.gastric_masks import MaskReader, parse_colours
@@ -44,6 +44,7 @@ from pipeline.data import (
 )
 from pipeline.data.slides.pictures import COLOUR, GREY
 from pipeline.errors import InputError, run_command
+from pipeline.files.atomic import new_folder
 from pipeline.files.spreadsheets import cells_of
 
 CLASSES: Mapping[int, str] = {1: "cancer"}

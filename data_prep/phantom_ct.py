@@ -18,12 +18,13 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from data_prep.building import by_split, finish, new_folder, print_summary, relocated, write_nifti
+from data_prep.building import by_split, finish, print_summary, relocated, write_nifti
 from data_prep.phantom_anatomy import draw
 from data_prep.phantom_shapes import Grid
 from data_prep.synapse_protocol import LABELS
 from pipeline.data import CT_WINDOW, Case, Dataset
 from pipeline.errors import InputError, run_command
+from pipeline.files.atomic import new_folder
 
 # Voxel orders that scanners and converters write; one scan is tilted as well, like a gantry.
 ORIENTATIONS = ("LAS", "RAS", "LPS", "RPI", "LAS", "PSR")

@@ -15,12 +15,13 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.building import LINKS, by_split, copy_or_link, finish, new_folder, print_summary, refuse, relocated, warn
+from data_prep.building import LINKS, by_split, copy_or_link, finish, print_summary, refuse, relocated, warn
 from data_prep.splits import named
 from data_prep.synapse_protocol import BTCV_LABELS, BTCV_TO_SYNAPSE, LABELS, TEST, TRAINING, VALIDATION
 from data_prep.synapse_slices import SliceCases
 from pipeline.data import CT_WINDOW, Case, Dataset, read_label, read_volume, scan_suffix, write_label_map
 from pipeline.errors import InputError, run_command
+from pipeline.files.atomic import new_folder
 
 _RAW = re.compile(r"(img|label)(\d{4})\.nii(\.gz)?")
 

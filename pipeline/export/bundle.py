@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.export.bundle_card import model_card
 from pipeline.export.bundle_configs import classes_of_project, inference_config, is_of_slides, metadata
 from pipeline.export.bundle_scripts import bundle_scripts
-from pipeline.files.atomic import new_folder_when_complete, replace_when_complete
+from pipeline.files.atomic import new_folder, replace_when_complete
 from pipeline.inference.segmentation import segment
 from pipeline.networks.saved_model import SavedModel
 
@@ -57,7 +57,7 @@ def write_bundle(
     name = destination.name.removesuffix(".zip") if zipped else destination.name
     files = _files(model, name, report)
     if not zipped:
-        with new_folder_when_complete(destination) as folder:
+        with new_folder(destination) as folder:
             _fill(folder, files, model)
             _compare(folder, model, scans)
         return destination

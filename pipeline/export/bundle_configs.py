@@ -214,6 +214,7 @@ def _tuples(value: Any) -> Any:
     """Return a list as an expression of a tuple, on which some classes of MONAI insist."""
 
     def as_tuple(part: Any) -> Any:
+        """Turn lists into tuples, at every depth."""
         if isinstance(part, Mapping):
             return {key: as_tuple(item) for key, item in part.items()}
         return tuple(map(as_tuple, part)) if isinstance(part, list | tuple) else part

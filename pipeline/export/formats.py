@@ -182,6 +182,7 @@ def _run_torchscript(path: Path) -> Run:
 
 def _run_module(module: Callable[[Tensor], Tensor]) -> Run:
     def run(images: np.ndarray) -> np.ndarray:
+        """Return the logits of images (N, C, H, W), or volumes."""
         with torch.inference_mode():
             return module(torch.from_numpy(images)).numpy()
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,29 +49,37 @@ def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, which must not exist; rename it to `path` on success, else remove it.
+def new_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `output`; on success it becomes `output`, on failure it vanishes.
 
-    Raises `InputError` when something is at `path`, the folder around it cannot be written, or the disk is full.
+    Raises `InputError` where `output` exists with content (what a user has is never overwritten), the folder around it
+    cannot be written, or the disk is full.
     """
-    final = Path(path)
-    temporary = final.with_name(f".{os.getpid()}.{final.name}")
-    if final.exists():
-        raise InputError(f"{final} exists; choose a new name, or remove it first")
+    final = Path(os.path.abspath(output))
+    _check_free(final)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot write {final}: {error.strerror}; choose another output folder") from error
     try:
         yield temporary
+        _check_free(final)
         os.rename(temporary, final)
     except Exception as error:
         disk = find_disk_error(error)
         if disk is None:
             raise
-        raise InputError(f"cannot write {final}: {disk.strerror}; free space, then start again") from error
+        raise InputError(f"cannot write {final}: {disk.strerror}; free space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_free(final: Path) -> None:
+    if final.is_dir() and not any(final.iterdir()):
+        return
+    if final.exists() or final.is_symlink():
+        raise InputError(f"{final} exists already; remove it or choose another output folder")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

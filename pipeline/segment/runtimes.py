@@ -140,6 +140,7 @@ def runner_of_openvino(model: Any) -> Run:
     queues: dict[tuple[int, ...], Any] = {}
 
     def run(images: np.ndarray) -> np.ndarray:
+        """Return the logits of images (N, C, H, W), or volumes."""
         size = images.shape[1:]
         if size not in queues:
             queues[size] = _queue_of(model, size)

@@ -24,18 +24,12 @@ def on(model, backend: str):
 
 
 @pytest.mark.parametrize("backend", RUNTIMES)
-def test_slices_get_the_labels_of_torch(tmp_path, backend):
-    model = student(tmp_path / "model.pt", SEGRESNET, size=27, init_filters=8)
-    volume = torch.rand(1, 1, 40, 35, 5, generator=torch.Generator().manual_seed(0))
-    labels, expected = (inferer_of(model)(volume, network) for network in (on(model, backend), model.network.eval()))
-    assert (labels != expected).float().mean() < 1e-3
-    assert expected.unique().numel() > 1
-
-
-@pytest.mark.parametrize("backend", RUNTIMES)
-def test_patches_get_the_labels_of_torch(tmp_path, backend):
-    model = student(tmp_path / "model.pt", SEGRESNET, size=[16, 16, 8], spatial_dims=3, init_filters=8)
-    volume = torch.rand(1, 1, 24, 20, 11, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("size", "shape", "dims"), [(27, (40, 35, 5), 2), ([16, 16, 8], (24, 20, 11), 3)], ids=["slices", "patches"]
+)
+def test_volumes_get_the_labels_of_torch(tmp_path, backend, size, shape, dims):
+    model = student(tmp_path / "model.pt", SEGRESNET, size=size, spatial_dims=dims, init_filters=8)
+    volume = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
     labels, expected = (inferer_of(model)(volume, network) for network in (on(model, backend), model.network.eval()))
     assert (labels != expected).float().mean() < 1e-3
     assert expected.unique().numel() > 1
