@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "samples.augmentation": ("BatchAugmentation", "SliceAugmentation"),
         "samples.patches": ("PatchDataset", "patch_augmentation", "patch_sides"),
         "samples.slices": ("SliceDataset", "resize_images", "resize_labels"),
+        "samples.student_view": ("Cut", "StudentView"),
         "samples.stain_augmentation": ("TileAugmentation",),
         "scans.geometry": ("Volume", "check_same_grid", "from_ras", "to_ras"),
         "scans.monai_reader": ("VolumeReader",),

@@ -6,6 +6,7 @@ A config lists them, `model.pt` keeps the list as plain data, and inference runs
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import CastToTyped, Compose, Invertd, LoadImaged, MapTransform, Randomizable, Transform
+from monai.transforms.utils import allow_missing_keys_mode
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.data.scans.monai_reader import VolumeReader
 from pipeline.errors import InputError, find_input_error
 
-IMAGE = "image"
+IMAGE, LABEL = "image", "label"
 # Classes of MONAI's other modules read and write files.
 TRUSTED_MODULES = (
     "monai.transforms.croppad",
@@ -89,6 +91,7 @@ class Preprocessing(Compose):
     def __init__(self, transforms: Sequence[Any], description: Iterable[Mapping[str, Any]]) -> None:
         super().__init__(list(transforms))
         self.description = [dict(one) for one in description]
+        self._keyed = tuple(one for one in self.flatten().transforms if isinstance(one, MapTransform))
         random = [type(one).__name__ for one in self.flatten().transforms if isinstance(one, Randomizable)]
         if random:
             raise InputError(f"preprocessing has {', '.join(random)}, which is random; put it into the augmentation")
@@ -96,7 +99,9 @@ class Preprocessing(Compose):
     def __call__(self, data: Mapping[Hashable, Any], *args: Any, **kwargs: Any) -> dict[Hashable, Any]:
         """Return the preprocessed data; what a transform raises arrives as `InputError`."""
         try:
-            return super().__call__(data, *args, **kwargs)
+            complete = LABEL in data or not self._keyed
+            with contextlib.nullcontext() if complete else allow_missing_keys_mode(self._keyed):
+                return super().__call__(data, *args, **kwargs)
         except Exception as error:  # MONAI wraps whatever a transform raises
             cause = find_input_error(error)
             if cause is None:
@@ -127,7 +132,7 @@ def _first_cause(error: BaseException) -> str:
 def preprocessing_of(description: Sequence[Mapping[str, Any]], own_modules: Sequence[str] = ()) -> Preprocessing:
     """Return the preprocessing that a model file describes, for images that have been read already.
 
-    The first transform of a list for scans loads files; it is left out, and so is the label of every transform.
+    The first transform of a list for scans loads files; it is left out.
     Classes of `own_modules` may be built beside those of `TRUSTED_MODULES` and those that the user trusts.
 
     Raises:
@@ -135,9 +140,6 @@ def preprocessing_of(description: Sequence[Mapping[str, Any]], own_modules: Sequ
     """
     steps = [one for one in description if one.get(described.TARGET) != _LOADER]
     transforms = [described.build(one, Transform, (*TRUSTED_MODULES, *own_modules)) for one in steps]
-    for transform in transforms:
-        if isinstance(transform, MapTransform):
-            transform.allow_missing_keys = True
     return Preprocessing(transforms, steps)
 
 

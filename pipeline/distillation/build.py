@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def build_distiller(
     method: str | None,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     student: nn.Module,
     out_channels: int,
     total_steps: int,
@@ -44,7 +45,7 @@ def build_distiller(
 
     Args:
         method: a key of `METHODS`, such as "graph_flow" or "kd", in place of `terms`; None takes those.
-        teacher: trained network with the attributes of `SegmentationNetwork`.
+        teacher: trained network with the attributes of `SegmentationNetwork`; None where no method needs one.
         student: network to train, likewise, with as many axes and taps.
         out_channels: K of both networks.
         total_steps: training steps of the whole run, for schedules.
@@ -69,6 +70,12 @@ def build_distiller(
             are missing or belong to other networks, slices too small for the discriminator, a network of images with
             one of volumes, or another number of taps of the student than of the teacher.
     """
+    wanted = chosen_terms(terms, method, methods, settings, preset)
+    if teacher is None:
+        lacking = [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
+        if lacking:
+            raise InputError(f"not given on the command line: --teacher, which {lacking[0]} learns from")
+        teacher = copy.deepcopy(student)  # never run; its taps and channels fit
     pair = NetworkPair(
         teacher,
         student,
@@ -85,7 +92,6 @@ def build_distiller(
         **({} if inferer is None else {"inferer": inferer}),
     )
     _check_tap_count(pair)
-    wanted = chosen_terms(terms, method, methods, settings, preset)
     if paraphrasers is not None and not any(term.build in map(METHODS.get, PARAPHRASED) for term in wanted.values()):
         logger.warning("the paraphraser is not used: %s compares no paraphrased taps", " + ".join(wanted))
     built: dict[str, DistillationMethod] = {}

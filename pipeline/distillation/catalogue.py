@@ -37,6 +37,7 @@ from pipeline.distillation.methods.kd import KnowledgeDistillation
 from pipeline.distillation.methods.logit_std import StandardisedLogits
 from pipeline.distillation.methods.logits_mse import LogitsMatching
 from pipeline.distillation.methods.lwm import LearningWithoutMemorizing
+from pipeline.distillation.methods.mean_teacher import MeanTeacher
 from pipeline.distillation.methods.mgd import MaskedGeneration
 from pipeline.distillation.methods.nst import NeuronSelectivity
 from pipeline.distillation.methods.ofd import FeatureOverhaul
@@ -79,6 +80,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "afd": AttentiveFeatures,
     "logits_mse": LogitsMatching,
     "dml": MutualLearning,
+    "mean_teacher": MeanTeacher,
     "sobolev": SobolevTraining,
     "lwm": LearningWithoutMemorizing,
     "bss": BoundarySamples,

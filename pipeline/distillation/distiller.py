@@ -71,19 +71,25 @@ class Distiller(nn.Module):
         return self
 
     def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, student_logits: torch.Tensor
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        student_logits: torch.Tensor,
+        student_images: torch.Tensor | None = None,
+        cut: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the unweighted terms of all methods for the student's last forward pass.
 
         Args:
-            images: (B, C, H, W), the very batch that the student saw.
-            labels: (B, 1, H, W).
+            images: (B, C, H, W), what the teacher sees.
+            labels: (B, 1, H, W), of what the student saw.
             student_logits: (B, K, H, W), with its graph.
+            student_images: what the student saw; None for the same.
+            cut: applied to the teacher's maps, where the student's images were cut so.
         """
-        with torch.no_grad():
-            teacher_logits = self._inferer(images, self.teacher)
-        teacher = Tapped(self._teacher_taps.take(), teacher_logits, images).full_precision()
-        student = Tapped(self._student_taps.take(), student_logits, images).full_precision()
+        student_images = images if student_images is None else student_images
+        student = Tapped(self._student_taps.take(), student_logits, student_images).full_precision()
+        teacher = self._teacher_view(images, student_logits, cut).full_precision()
         terms: dict[str, torch.Tensor] = {}
         with torch.autocast(images.device.type, enabled=False):  # squares and exponentials overflow half precision
             for method in self._running().values():
@@ -93,6 +99,17 @@ class Distiller(nn.Module):
                 terms.update(method.named_terms(*views))
         self._views = (student.detach(), teacher)
         return terms
+
+    @torch.no_grad()
+    def _teacher_view(self, images: torch.Tensor, student_logits: torch.Tensor, cut: Callable | None) -> Tapped:
+        """Return what the teacher makes of the images; where no method needs it, nothing in place of its maps."""
+        if not any(method.needs_teacher for method in self._running().values()):
+            return Tapped((), torch.zeros_like(student_logits), images, cut)
+        logits = self._inferer(images, self.teacher)
+        features = self._teacher_taps.take()
+        if cut is not None:
+            features, logits = tuple(map(cut, features)), cut(logits)
+        return Tapped(features, logits, images, cut)
 
     def weighted(self, terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the terms by their methods' weights, where the run is in the schedules, and the shares to hold."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,19 +28,27 @@ class Tapped:
         features: tapped feature maps, shallow to deep, each (B, C, h, w) or (B, C, d, h, w).
         logits: (B, K, H, W) or (B, K, D, H, W), no softmax.
         images: what the network saw, (B, C, H, W) or (B, C, D, H, W); None where nobody keeps it.
+        cut: the rectangles that a strong view gave the student's images, and the teacher's features and logits with
+            them, but not the teacher's images; None for none.
     """
 
     features: tuple[torch.Tensor, ...]
     logits: torch.Tensor
     images: torch.Tensor | None = None
+    cut: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def cut_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return maps (B, ...) that a network made of `images`, cut as `features` and `logits` are."""
+        return maps if self.cut is None else self.cut(maps)
 
     def detach(self) -> Tapped:
         """Return the same view without its graph."""
-        return Tapped(tuple(feature.detach() for feature in self.features), self.logits.detach(), self.images)
+        return replace(self, features=tuple(one.detach() for one in self.features), logits=self.logits.detach())
 
     def full_precision(self) -> Tapped:
         """Return the same view with half precision turned into float32."""
-        return Tapped(tuple(map(at_least_float32, self.features)), at_least_float32(self.logits), self.images)
+        features = tuple(map(at_least_float32, self.features))
+        return replace(self, features=features, logits=at_least_float32(self.logits))
 
 
 def of_all_processes(part: Any) -> Any:
@@ -100,10 +108,15 @@ class DistillationMethod(nn.Module):
 
     Several processes each call it on their share of the batch and average what comes of it. That is one process's step
     where terms are means over images. A method that relates images or sums over them says `needs_global_batch = True`:
-    each process then calls it on the batch of all.
+    each process then calls it on the batch of all. One that compares the student with something else than the teacher
+    says `needs_teacher = False`; where no method needs it, the teacher does not run.
+
+    Items without a label have `pipeline.unlabelled.UNLABELLED` in `labels`. A method that goes by classes takes the
+    teacher's likeliest there (`pipeline.class_balance.known_classes`).
     """
 
     needs_global_batch: bool = False
+    needs_teacher: bool = True
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()

@@ -15,9 +15,9 @@ from pipeline.training.paraphrasing import (
 )
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import check_run_folder, record_run
-from pipeline.training.sampler import ResumableSampler
+from pipeline.training.sampler import ResumableSampler, SharedBatchSampler, training_sampler
 from pipeline.training.schedule import OptimizerStepSchedule, optimizer_steps
-from pipeline.training.trainer import DistillationTrainer, autocast_dtype, trained_parameters
+from pipeline.training.trainer import DistillationTrainer, autocast_dtype, check_unlabelled_share, trained_parameters
 from pipeline.training.validation import IntervalAndLastValidation
 
 __all__ = [
@@ -28,12 +28,14 @@ __all__ = [
     "Progress",
     "ReconstructionLoss",
     "ResumableSampler",
+    "SharedBatchSampler",
     "Stopped",
     "TeacherReconstruction",
     "TrainingClock",
     "TrainingStateSaver",
     "autocast_dtype",
     "check_run_folder",
+    "check_unlabelled_share",
     "finish_paraphrasers",
     "load_paraphrasers",
     "optimizer_steps",
@@ -41,5 +43,6 @@ __all__ = [
     "save_paraphrasers",
     "segmentation_loss",
     "trained_parameters",
+    "training_sampler",
     "unexplained_variance",
 ]

@@ -26,6 +26,7 @@ from pipeline.training.sampler import ResumableSampler
 
 logger = logging.getLogger(__name__)
 STATE_FILE, MODEL_FILE = "last.pt", "model.pt"
+_AUGMENTATIONS = ("augmentation", "student_view")  # of a trainer: what draws by chance and has a state
 
 
 class BestModelSaver:
@@ -231,8 +232,9 @@ class TrainingStateSaver:
             if trainer.distiller is not None:
                 trainer.distiller.load_training_state(state["distiller"])
             own = state["processes"][distributed.rank()]
-            if _has_state(trainer.augmentation):
-                trainer.augmentation.load_state_dict(own["augmentation"])
+            for name in _AUGMENTATIONS:
+                if _has_state(getattr(trainer, name)):
+                    getattr(trainer, name).load_state_dict(own[name])
         except InputError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:
@@ -320,9 +322,8 @@ def resumes(resume: bool | str, path: str | os.PathLike[str]) -> bool:
 def _own_state(trainer: Any) -> dict[str, Any]:
     """Return what each process of a run has for itself."""
     state = {"random": random_state()}
-    if _has_state(trainer.augmentation):
-        state["augmentation"] = trainer.augmentation.state_dict()
-    return state
+    states = {name: getattr(trainer, name) for name in _AUGMENTATIONS}
+    return state | {name: one.state_dict() for name, one in states.items() if _has_state(one)}
 
 
 def _has_state(augmentation: Any) -> bool:

@@ -63,6 +63,8 @@ class TeacherReconstruction(nn.Module):
 class ReconstructionLoss(nn.Module):
     """Sum over the taps of the mean squared error of the reconstruction; the labels are not used."""
 
+    needs_labels = False
+
     def forward(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of `TeacherReconstruction`'s output."""
         return sum(F.mse_loss(reconstruction, tap) for reconstruction, tap in pairs)

@@ -15,6 +15,8 @@ import monai
 import torch
 
 from pipeline import __version__
+from pipeline.data import Dataset
+from pipeline.data.dataset.labelled import LABELLED_FILE
 from pipeline.errors import InputError
 from pipeline.files.atomic import remove_unfinished, write_json
 from pipeline.files.folder_lock import lock_folder, unlock_folder
@@ -59,8 +61,11 @@ def _check_content(folder: Path, resume: bool | str) -> None:
         raise InputError(f"{folder} holds a run already ({taken[0]}): choose another --run_dir, or pass --resume True")
 
 
-def record_run(run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+def record_run(run_dir: str | os.PathLike[str], settings: Mapping[str, Any], dataset: Dataset | None = None) -> None:
     """Write `run.json`: command, settings (primitives), versions and machine.
+
+    Where training cases of `dataset` lack a label, `labelled_patients.json` lists the patients who have one, as
+    `--labelled_patients` takes it.
 
     Raises:
         InputError: the folder cannot be written.
@@ -78,6 +83,8 @@ def record_run(run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> 
         },
     }
     write_json(Path(run_dir) / RECORD_FILE, record)
+    if dataset is not None and dataset.unlabelled_cases:
+        write_json(Path(run_dir) / LABELLED_FILE, dataset.labelled_patients)
 
 
 def _primitive(value: Any) -> Any:

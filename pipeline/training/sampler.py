@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from itertools import islice
 
+import torch
 from torch.utils.data import DistributedSampler
+
+from pipeline.errors import InputError
 
 
 class ResumableSampler(DistributedSampler):
@@ -24,4 +27,120 @@ class ResumableSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         seen, self._seen = self._seen, 0
-        return islice(super().__iter__(), seen, None)
+        return islice(self._of_epoch(), seen, None)
+
+    def _of_epoch(self) -> Iterator[int]:
+        return super().__iter__()
+
+
+class SharedBatchSampler(ResumableSampler):
+    """Brings batches with a fixed number of unlabelled items in each: first the labelled ones, then the others.
+
+    An epoch is a pass over the larger of the two sets, or as many iterations as asked for. Each set is shuffled anew by
+    seed and epoch; where an epoch needs more than the set has, it is shuffled and passed again. So every item of the
+    larger set comes at least once, and items of one set come equally often, or once more than others.
+
+    Several processes take turns within each batch, as `DistributedSampler` has them do, so that together they see the
+    batches of one process, and each sees the same shares.
+
+    Args:
+        dataset: only its length counts.
+        unlabelled_from: index of the first unlabelled item; all before it are labelled.
+        batch_size: items of one iteration of all processes together.
+        unlabelled_share: of the batch, rounded to whole items; 0 leaves the unlabelled items out.
+        iterations: of an epoch; None is a pass.
+        num_replicas: number of processes.
+        rank: of this one.
+        seed: of the order.
+
+    Raises:
+        InputError: a share that leaves a batch without a labelled item or without an unlabelled one, items of a kind
+            that the processes cannot share, or fewer items of a kind than one batch needs.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        unlabelled_from: int,
+        batch_size: int,
+        unlabelled_share: float,
+        iterations: int | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
+        unlabelled = round(batch_size * unlabelled_share)
+        if unlabelled_share and not 0 < unlabelled < batch_size:
+            raise InputError(
+                f"--unlabelled_share {unlabelled_share} of a batch of {batch_size} is {unlabelled} without a label; "
+                "choose a share that leaves at least one of each kind, or a larger --batch_size"
+            )
+        sets = {
+            "labelled": (range(unlabelled_from), batch_size - unlabelled),
+            "unlabelled": (range(unlabelled_from, len(dataset)), unlabelled),
+        }
+        for kind, (items, in_batch) in sets.items():
+            if in_batch % num_replicas:
+                raise InputError(
+                    f"{in_batch} {kind} items of each batch cannot be shared by {num_replicas} processes; choose "
+                    "--batch_size and --unlabelled_share so that they can"
+                )
+            if len(items) < in_batch:
+                raise InputError(
+                    f"a batch has {in_batch} {kind} items, but training has {len(items)}; choose a smaller "
+                    f"--batch_size, another --unlabelled_share, or more {kind} cases"
+                )
+        self._sets = [(items, in_batch) for items, in_batch in sets.values() if in_batch]
+        passes = (-(-len(items) // in_batch) for items, in_batch in self._sets)
+        self.iterations = max(passes) if iterations is None else iterations
+        self.num_samples = self.iterations * batch_size // num_replicas  # what torch calls the items of one process
+        self.total_size = self.iterations * batch_size
+
+    def _of_epoch(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        streams = [_shuffled(items, self.iterations * in_batch, generator) for items, in_batch in self._sets]
+        for iteration in range(self.iterations):
+            for stream, (_, in_batch) in zip(streams, self._sets, strict=True):
+                first = iteration * in_batch
+                yield from stream[first + self.rank : first + in_batch : self.num_replicas]
+
+
+def _shuffled(items: range, number: int, generator: torch.Generator) -> list[int]:
+    """Return `number` items: passes over all of them, each in an order of its own, the last cut short."""
+    passes = -(-number // len(items))
+    orders = [torch.randperm(len(items), generator=generator) for _ in range(passes)]
+    return [items[int(index)] for index in torch.cat(orders)[:number]]
+
+
+def training_sampler(
+    dataset: Sized,
+    batch_size: int,
+    unlabelled_share: float = 0.0,
+    iterations: int | None = None,
+    num_replicas: int = 1,
+    rank: int = 0,
+    seed: int = 0,
+) -> ResumableSampler:
+    """Return the sampler of a training: a plain pass over all items, or one with shares or a length of its own.
+
+    Args:
+        dataset: with `unlabelled_from`, where some items are unlabelled.
+        batch_size: items of one iteration of all processes together.
+        unlabelled_share: see `SharedBatchSampler`.
+        iterations: of an epoch; None is a pass.
+        num_replicas: number of processes.
+        rank: of this one.
+        seed: of the order.
+
+    Raises:
+        InputError: see `SharedBatchSampler`.
+    """
+    if not unlabelled_share and iterations is None:
+        # The last batch is dropped where it is not whole, or processes would have another number of batches than one.
+        whole = len(dataset) >= batch_size
+        return ResumableSampler(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=whole)
+    first = getattr(dataset, "unlabelled_from", len(dataset))
+    return SharedBatchSampler(
+        dataset, first, batch_size, unlabelled_share, iterations, num_replicas=num_replicas, rank=rank, seed=seed
+    )

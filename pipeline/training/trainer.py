@@ -13,12 +13,14 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
+from pipeline.data import StudentView
 from pipeline.distillation import Distiller
 from pipeline.distillation.gradient_shares import gradient_shares
 from pipeline.distillation.settings import check_whole
 from pipeline.errors import InputError
 from pipeline.processes.bfloat16 import check_bfloat16
 from pipeline.processes.distributed import average_gradients, averaged, synchronise_modules
+from pipeline.unlabelled import UNLABELLED, labelled_items, of_labelled_items
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +30,15 @@ def trained_parameters(network: nn.Module, distiller: Distiller | None = None) -
     """Return what the student's optimizer trains: the network, and the adapters of the methods of distillation."""
     adapters = [] if distiller is None else distiller.adapter_parameters()
     return [*network.parameters(), *adapters]
+
+
+def check_unlabelled_share(unlabelled_share: float, distiller: Distiller | None) -> None:
+    """Refuse (`InputError`) items without a label in a training that learns from labels alone."""
+    if unlabelled_share and distiller is None:
+        raise InputError(
+            "--unlabelled_share: a training without distillation learns nothing from cases without a label; name "
+            "distill.yaml too, or leave it out"
+        )
 
 
 def autocast_dtype(precision: str, device: str | torch.device) -> torch.dtype | None:
@@ -62,6 +73,7 @@ class DistillationTrainer(SupervisedTrainer):
     Args:
         distiller: terms to add, or None for training with labels alone.
         augmentation: maps (images, labels) of a batch on the device, or None.
+        student_view: makes what the student sees of what the teacher sees; None for the same.
         precision: "float32", "bfloat16" or "float16" (CUDA only).
         log_gradient_shares: iterations from one log of each weighted term's gradient, as a share of the segmentation
             loss's, to the next, beginning with the first; they are terms `share/TERM` there. 0 never does.
@@ -76,6 +88,7 @@ class DistillationTrainer(SupervisedTrainer):
         *,
         distiller: Distiller | None = None,
         augmentation: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        student_view: StudentView | None = None,
         precision: str = "float32",
         log_gradient_shares: int = 0,
         **kwargs: Any,
@@ -86,7 +99,7 @@ class DistillationTrainer(SupervisedTrainer):
         self.distiller = distiller.to(self.state.device) if distiller is not None else None
         if self.distiller is not None:
             synchronise_modules(self.distiller.methods)
-        self.augmentation = augmentation
+        self.augmentation, self.student_view = augmentation, student_view
         self.log_gradient_shares = check_whole("training", "log_gradient_shares", log_gradient_shares, least=0)
         self.dtype = autocast_dtype(precision, self.state.device)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=precision == "float16")
@@ -127,18 +140,25 @@ class DistillationTrainer(SupervisedTrainer):
     def _batch_on_device(self, batchdata: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         images, labels = (torch.as_tensor(part) for part in batch[:2])
-        return self.augmentation(images, labels) if self.augmentation is not None else (images, labels)
+        labelled = labelled_items(labels)
+        if self.augmentation is not None:
+            images, labels = self.augmentation(images, labels)
+        # What an augmentation moves in from outside is background, but not where nobody has labelled.
+        return images, labels if labelled.all() else labels.masked_fill(~_along(labelled, labels), UNLABELLED)
 
     def _losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        prediction = self.inferer(images, self.network)
+        seen, labels, cut = (images, labels, None) if self.student_view is None else self.student_view(images, labels)
+        prediction = self.inferer(seen, self.network)
         self.state.output[Keys.PRED] = prediction
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         with torch.autocast(images.device.type, enabled=False):
-            segmentation = self.loss_function(_float32(prediction), labels)
+            compared = _float32(prediction), labels
+            needs_labels = getattr(self.loss_function, "needs_labels", True)
+            segmentation = self.loss_function(*(of_labelled_items(*compared) if needs_labels else compared))
         terms = {"segmentation": segmentation}
         loss, shares = segmentation, {}
         if self.distiller is not None:
-            distillation = self.distiller(images, labels, prediction)
+            distillation = self.distiller(images, labels, prediction, seen, cut)
             with torch.autocast(images.device.type, enabled=False):
                 shares = self._gradient_shares(segmentation, distillation)
             loss = loss + self.distiller.total(distillation)
@@ -183,6 +203,10 @@ class DistillationTrainer(SupervisedTrainer):
 
     def _optimizer_steps(self) -> bool:
         return self.state.iteration % self.accumulation_steps == 0
+
+
+def _along(items: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return items.reshape(-1, *[1] * (labels.ndim - 1))
 
 
 def _float32(prediction: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.data.dataset.declaration import (
     read_declaration,
 )
 from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.dataset.labelled import hide_labels, labelled_patients
 from pipeline.data.dataset.patients import split_by_patients
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
@@ -106,6 +107,38 @@ class Dataset:
             raise InputError(f"split {name!r} is unknown; {_nearest(name, SPLITS)}")
         return getattr(self, name)
 
+    @property
+    def labelled_patients(self) -> list[str]:
+        """Ids of the patients of training cases with a label, sorted."""
+        return labelled_patients(self.training)
+
+    @property
+    def unlabelled_cases(self) -> list[str]:
+        """Ids of the training cases without a label."""
+        return [case.case for case in self.training if case.label is None]
+
+    def training_datalist(self, unlabelled: bool | None = False) -> list[dict[str, str]]:
+        """Return the training cases with a label as `datalist` does, and after them `{"case", "image"}` of the others.
+
+        `unlabelled` tells whether the others are wanted; None takes those that there are.
+
+        Raises `InputError` where the split has no case, none with a label, or none without although they are wanted.
+        """
+        where = self.folder / DATASET_FILE
+        labelled = [case for case in self.training if case.label is not None]
+        if self.training and not labelled:
+            raise InputError(f"no training case of {where} has a label: add labels, or move labelled cases into it")
+        entries = replace(self, training=tuple(labelled)).datalist("training")
+        if unlabelled is False:
+            return entries
+        others = [{"case": case.case, "image": str(case.image)} for case in self.training if case.label is None]
+        if not others and unlabelled:
+            raise InputError(
+                f"--unlabelled_share: every training case of {where} has a label; leave it out, hide labels by "
+                "--labelled_fraction, or add cases without a label"
+            )
+        return entries + others
+
     def datalist(self, split: str) -> list[dict[str, str]]:
         """Return the split as MONAI wants it: `{"case", "image", "label"}` with paths as text.
 
@@ -123,11 +156,24 @@ class Dataset:
 
 
 def load_dataset(
-    folder: str | os.PathLike[str], kind: str | None = None, patients: Mapping[str, Iterable[str]] | None = None
+    folder: str | os.PathLike[str],
+    kind: str | None = None,
+    patients: Mapping[str, Iterable[str]] | None = None,
+    labelled_cases: int | None = None,
+    labelled_fraction: float | None = None,
+    labelled_patients: Sequence[str] | str | None = None,
+    labelled_seed: int = 0,
 ) -> Dataset:
-    """Read and check a dataset folder, or its `dataset.json`; `kind` is what it must hold, "scans" or "slides".
+    """Read and check a dataset folder, or its `dataset.json`.
 
-    `patients` lists the patients of splits in place of those that `dataset.json` declares: see `split_by_patients`.
+    Args:
+        folder: of the dataset.
+        kind: what it must hold, "scans" or "slides".
+        patients: the patients of splits in place of those that `dataset.json` declares: see `split_by_patients`.
+        labelled_cases: training cases that keep their label; the others' are hidden. See `hide_labels`.
+        labelled_fraction: likewise, of the patients.
+        labelled_patients: likewise, by name.
+        labelled_seed: of the choice.
 
     Everything that would make training or scores silently wrong raises `InputError`, one line that names file and key:
     missing keys or files (all of them), two cases of one id, one patient or one image in two places, labels that do
@@ -141,6 +187,8 @@ def load_dataset(
         check_cases(dataset.folder, declared.cases)
         if patients is not None:
             dataset = replace(dataset, **split_by_patients(declared.splits, patients))
+        kept = hide_labels(dataset.training, labelled_cases, labelled_fraction, labelled_patients, labelled_seed)
+        dataset = replace(dataset, training=kept)
     except InputError as error:
         raise InputError(f"{declared.path}: {error}") from error
     return dataset

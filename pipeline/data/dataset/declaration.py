@@ -27,7 +27,7 @@ _CASE_KEYS = ("case", "patient", "image", "label")
 # Near enough to an optional key to be meant by it; Decathlon's own further keys (licence, release) are not.
 _MISSPELT = 0.8
 _NO_NAME = ("Cc", "Cs")  # control characters and halves of a surrogate pair, by Unicode's names
-_MAX_LABELS = 256  # label maps are uint8
+_MAX_LABELS = 255  # label maps are uint8, and 255 in a batch means that there is no label
 _Parsed = TypeVar("_Parsed")
 
 
@@ -210,8 +210,8 @@ def _parse_split(problems: list[InputError], folder: Path, split: str, entries: 
 
 def _parse_case(problems: list[InputError], folder: Path, where: str, entry: Any) -> Case | None:
     known = len(problems)
-    # Only the test split may hold scans that nobody labelled: nothing learns from it.
-    needed = [key for key in _CASE_KEYS if key != "label" or not where.startswith("test")]
+    # Training and test may hold scans that nobody labelled; a best model is chosen by the labels of validation.
+    needed = [key for key in _CASE_KEYS if key != "label" or where.startswith("validation")]
     _tried(problems, _check_entry, where, entry, needed)
     if len(problems) > known:
         return None

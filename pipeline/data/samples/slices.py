@@ -24,6 +24,7 @@ from tqdm import tqdm
 from pipeline.data.samples.slice_cache import building, cache_key, open_slices
 from pipeline.data.scans.geometry import ANGLE_TOLERANCE_RAD, POSITION_TOLERANCE_MM, affine_difference
 from pipeline.errors import InputError, find_input_error
+from pipeline.unlabelled import UNLABELLED
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class SliceDataset(TorchDataset):
     """Every slice of every case, prepared once.
 
     Args:
-        datalist: entries with `case`, `image` and `label`, as `Dataset.datalist` gives them.
+        datalist: entries with `case`, `image` and `label`, as `Dataset.training_datalist` gives them; those without a
+            label get one of `UNLABELLED`.
         preprocessing: called once per volume with an entry; gives `image` (1, X, Y, Z) float in [0, 1] and `label`
             (1, X, Y, Z). Intensities are normalised there, per volume. Slices are taken along the last axis. A picture,
             such as a tile of tissue, is one slice: `image` (C, H, W) and `label` (1, H, W). A cache needs its
@@ -100,6 +102,11 @@ class SliceDataset(TorchDataset):
             _gigabytes(len(self), self.images.shape[1], size),
         )
 
+    @property
+    def unlabelled_from(self) -> int:
+        """Index of the first slice without a label; those with one come before."""
+        return int((self.labels[:, 0, 0, 0] != UNLABELLED).sum())
+
     def __len__(self) -> int:
         return len(self.slices)
 
@@ -137,11 +144,15 @@ def _prepared(
 def prepared_volume(entry: Mapping[str, str], preprocessing: Preprocess, out_channels: int) -> tuple[Tensor, Tensor]:
     """Return the image (1, X, Y, Z) or (C, H, W) float32 and the label uint8 that `preprocessing` makes of one entry.
 
+    Of an entry without a label, that is `UNLABELLED` everywhere.
+
     Raises `InputError` with the name of the case, like `SliceDataset`.
     """
     case = entry["case"]
     image, label = _preprocess(case, entry, preprocessing)
-    _check_volume(case, image, label, out_channels)
+    _check_volume(case, image, label)
+    if "label" in entry:
+        _check_labels(case, label, out_channels)
     return image, label.round().to(torch.uint8) if label.is_floating_point() else label.to(torch.uint8)
 
 
@@ -153,8 +164,12 @@ def _preprocess(case: str, entry: Mapping[str, str], preprocessing: Preprocess) 
         if cause is None:
             raise RuntimeError(f"preprocessing failed for case {case}: {error}") from error
         raise InputError(f"case {case}: {cause}") from error
-    image, label = prepared["image"], prepared["label"]
-    _check_same_grid(case, image, label)
+    image = prepared["image"]
+    if "label" in entry:
+        label = prepared["label"]
+        _check_same_grid(case, image, label)
+    else:
+        label = torch.full((1, *image.shape[1:]), UNLABELLED, dtype=torch.uint8)
     image, label = (convert_to_tensor(part, track_meta=False) for part in (image, label))
     return image.to(torch.float32), label
 
@@ -171,7 +186,7 @@ def _check_same_grid(case: str, image: Any, label: Any) -> None:
         )
 
 
-def _check_volume(case: str, image: Tensor, label: Tensor, out_channels: int) -> None:
+def _check_volume(case: str, image: Tensor, label: Tensor) -> None:
     if image.ndim not in _CHANNELS or image.shape[0] not in _CHANNELS[image.ndim]:
         raise InputError(
             f"case {case}: the image is {tuple(image.shape)} after preprocessing, neither (1, X, Y, Z) nor (C, H, W)"
@@ -189,7 +204,6 @@ def _check_volume(case: str, image: Tensor, label: Tensor, out_channels: int) ->
     if not finite.all():
         count = int((~finite).sum())
         raise InputError(f"case {case}: {count} voxels of the image are NaN or infinite; repair or leave out the scan")
-    _check_labels(case, label, out_channels)
     if image.min() < 0 or image.max() > 1:
         logger.warning("case %s: intensities %.3g..%.3g lie outside 0..1", case, image.min(), image.max())
 
@@ -247,7 +261,8 @@ def _from_cache(folder: Path, volumes: Iterator[Volume], size: int) -> tuple[Ten
 
 def _check_stored_labels(labels: Tensor, out_channels: int, folder: Path) -> None:
     """Refuse cached slices that were checked against more classes than there are now."""
-    highest = int(labels.max())
+    labelled = labels[labels != UNLABELLED]
+    highest = int(labelled.max()) if labelled.numel() else 0
     if highest >= out_channels:
         raise InputError(f"slices in {folder} hold label {highest}, but there are {out_channels} classes; correct them")
 

@@ -25,6 +25,7 @@ from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.distillation.settings import check_number
 from pipeline.networks import build_network
 from pipeline.processes.distributed import average_gradients
+from pipeline.unlabelled import of_labelled_items
 
 # Power of the decay of the peer's rate: the run's schedule, which all bundles share.
 POWER = 0.9
@@ -51,8 +52,8 @@ class MutualLearning(DistillationMethod):
     """Mutual learning with a peer as a method with the single term `dml` = KL(peer || student).
 
     The peer runs on each batch beside the student and takes a step of its own after it, against the labels and the
-    student's prediction. Loss, rate, schedule and weight decay are the run's. Several processes average its gradients
-    by hand.
+    student's prediction; of images without a label, against that alone. Loss, rate, schedule and weight decay are the
+    run's. Several processes average its gradients by hand.
 
     Args:
         pair: the peer is an untrained copy of the student.
@@ -89,7 +90,8 @@ class MutualLearning(DistillationMethod):
             return {}
         logits, labels = self._pending
         self._pending = None
-        loss = self.pair.segmentation_loss(logits, labels) + self.loss(logits, student.logits)
+        supervised = self.pair.segmentation_loss(*of_labelled_items(logits, labels))
+        loss = supervised + self.loss(logits, student.logits)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.peer.parameters())

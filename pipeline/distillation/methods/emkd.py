@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.class_balance import known_classes
 from pipeline.distillation.adapters import resized
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.at import attention_loss
@@ -96,8 +97,9 @@ class EfficientMedical(DistillationMethod):
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `emkd_prediction`, `emkd_importance` and `emkd_region`."""
         taps = list(zip(student.features, teacher.features, strict=True))
+        classes = known_classes(labels, teacher.logits)[:, None]
         return {
-            "emkd_prediction": self.prediction(student.logits, teacher.logits, labels),
+            "emkd_prediction": self.prediction(student.logits, teacher.logits, classes),
             "emkd_importance": torch.stack([attention_loss(*both, self.p) for both in taps]).sum(),
-            "emkd_region": torch.stack([self.region(*both, labels) for both in taps]).sum(),
+            "emkd_region": torch.stack([self.region(*both, classes) for both in taps]).sum(),
         }

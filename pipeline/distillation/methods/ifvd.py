@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.class_balance import known_classes
 from pipeline.distillation.adapters import resized
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.class_regions import class_masks, class_means
@@ -60,4 +61,5 @@ class IntraClassVariation(DistillationMethod):
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the term `ifvd`."""
-        return {"ifvd": variation_loss(student.features[-1], teacher.features[-1], labels, self.classes)}
+        classes = known_classes(labels, teacher.logits)[:, None]
+        return {"ifvd": variation_loss(student.features[-1], teacher.features[-1], classes, self.classes)}

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from pipeline.class_balance import check_balance, known_classes, pixel_weights
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.settings import check_number
+from pipeline.unlabelled import UNLABELLED
 
 TEMPERATURE, BALANCE = 2.0, 0.5
 
@@ -38,10 +39,14 @@ class KnowledgeDistillationLoss(nn.Module):
     Args:
         temperature: tau > 0.
         balance: how far rare classes count more than their area, from 0 to 1.
+        confidence: a pixel without a label counts only where the teacher's likeliest class has this probability at
+            least (at temperature 1); 0 lets all count. The mean stays that over all pixels, as in FixMatch (arXiv
+            2001.07685), so that a teacher who is rarely sure counts for less.
     """
 
-    def __init__(self, temperature: float = TEMPERATURE, balance: float = BALANCE) -> None:
+    def __init__(self, temperature: float = TEMPERATURE, balance: float = BALANCE, confidence: float = 0.0) -> None:
         super().__init__()
+        self.confidence = check_number("kd", "confidence", confidence, least=0, most=1)
         self.temperature = check_number("kd", "temperature", temperature)
         self.balance = check_balance("kd", balance)
 
@@ -60,6 +65,9 @@ class KnowledgeDistillationLoss(nn.Module):
             if self.balance:
                 classes = teacher.argmax(dim=1) if labels is None else known_classes(labels, teacher)
                 divergence = divergence * pixel_weights(classes, teacher.shape[1], self.balance)
+            if self.confidence and labels is not None:
+                sure = teacher.softmax(dim=1).amax(dim=1) >= self.confidence
+                divergence = divergence * (sure | (labels.squeeze(1) != UNLABELLED))
             return self.temperature**2 * divergence.mean()
 
 
@@ -71,13 +79,20 @@ class KnowledgeDistillation(DistillationMethod):
         weight: of the term.
         temperature: see `KnowledgeDistillationLoss`. The first release of this project had 4.
         balance: likewise; 0 is the plain mean over pixels.
+        confidence: likewise.
     """
 
     def __init__(
-        self, pair: NetworkPair, *, weight: float = 1.0, temperature: float = TEMPERATURE, balance: float = BALANCE
+        self,
+        pair: NetworkPair,
+        *,
+        weight: float = 1.0,
+        temperature: float = TEMPERATURE,
+        balance: float = BALANCE,
+        confidence: float = 0.0,
     ) -> None:
         super().__init__({"kd": weight})
-        self.loss = KnowledgeDistillationLoss(temperature, balance)
+        self.loss = KnowledgeDistillationLoss(temperature, balance, confidence)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the term `kd`."""
