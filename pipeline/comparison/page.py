@@ -55,6 +55,21 @@ def page_html(
     comparison: Comparison, rows: Sequence[ComparisonRow], pictures: Sequence[Picture], images: bool = True
 ) -> str:
     """Return the page of `write_page` as text."""
+    return render(
+        title=comparison.title,
+        verdict=verdict(comparison, rows),
+        tables=comparison_tables(comparison, rows),
+        marks=MARKS,
+        legend=legend(comparison),
+        notes=notes(comparison, rows),
+        pictures=pictures,
+        left_out="" if images else NO_IMAGES,
+        arms=comparison.arms,
+    )
+
+
+def render(*, pictures: Sequence[Picture], **content: Any) -> str:
+    """Return a page of tables and pictures as HTML; `content` is what the template shows, else nothing."""
     # Names come from files of others: they are escaped wherever the template shows them.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -64,18 +79,9 @@ def page_html(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(TEMPLATE.name).render(
-        title=comparison.title,
-        verdict=verdict(comparison, rows),
-        tables=comparison_tables(comparison, rows),
-        marks=MARKS,
-        legend=legend(comparison),
-        notes=notes(comparison, rows),
-        pictures=[_shown(picture) for picture in pictures],
-        left_out="" if images else NO_IMAGES,
-        made=describe_run(),
-        arms=comparison.arms,
-    )
+    empty = {"verdict": "", "notes": (), "left_out": "", "arms": ()}
+    shown = [_shown(picture) for picture in pictures]
+    return environment.get_template(TEMPLATE.name).render({**empty, **content}, pictures=shown, made=describe_run())
 
 
 def _shown(picture: Picture) -> dict[str, Any]:

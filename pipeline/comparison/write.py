@@ -50,7 +50,7 @@ def write_comparison(
     dataset = None if dataset_dir is None else load_dataset(dataset_dir)
     comparison = arrange(read_runs(runs), title)
     if dataset is not None:
-        dataset, comparison = _matched(dataset, str(dataset_dir), comparison)
+        dataset, comparison = matched(dataset, str(dataset_dir), comparison)
     folder = check_output_folder(output_dir)
     rows = comparison_rows(comparison)
     with tempfile.TemporaryDirectory(prefix=".comparison_", dir=folder) as staging:
@@ -84,7 +84,7 @@ def _publish(staging: Path, folder: Path) -> None:
         os.replace(path, target)
 
 
-def _matched(dataset: Dataset, path: str, comparison: Comparison) -> tuple[Dataset, Comparison]:
+def matched(dataset: Dataset, path: str, comparison: Comparison) -> tuple[Dataset, Comparison]:
     """Return the dataset with the cases of the reports as its test split, and the comparison with their patients.
 
     Raises `InputError` for a dataset that the runs were not scored on: its pictures would show other cases.

@@ -2,7 +2,7 @@
 """Distillation: taps, methods and the distiller that joins them."""
 
 from pipeline.distillation.build import build_distiller
-from pipeline.distillation.catalogue import METHODS, needs_paraphrasers
+from pipeline.distillation.catalogue import METHODS, needs_paraphrasers, needs_teacher
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss, gradient_penalty
@@ -41,6 +41,7 @@ __all__ = [
     "gradient_penalty",
     "graph_flow_preset",
     "needs_paraphrasers",
+    "needs_teacher",
     "salience_graph",
     "variation_graph",
 ]

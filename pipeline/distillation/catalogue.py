@@ -92,6 +92,12 @@ METHODS: dict[str, Callable[..., Any]] = {
 PARAPHRASED = ("graph_flow", "fsp", "ft")
 
 
+def needs_teacher(options: Mapping[str, Any]) -> bool:
+    """Return whether options of distill.yaml (`method` or `methods`) ask for a method that learns from a teacher."""
+    named = options.get("methods") or [options.get("method", "kd")]
+    return any(getattr(METHODS.get(name), "needs_teacher", True) for name in named)
+
+
 def needs_paraphrasers(options: Mapping[str, Any]) -> bool:
     """Return whether options of distill.yaml (`method` or `methods`) ask for a method that uses paraphrasers."""
     named = options.get("methods") or [options.get("method", "kd")]

@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete, write_json
 from pipeline.files.spreadsheets import with_apostrophe
 from pipeline.grid.arms import check_names, read_students
-from pipeline.grid.planned_runs import PlannedRun, Recipes, Step, plan_runs
+from pipeline.grid.planned_runs import LABELLED, PlannedRun, Recipes, Step, plan_runs
 from pipeline.grid.workers import Outcome, execute_runs
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ class Grid:
         seeds: seeds of the students; the teacher and the paraphrasers have the first.
         folds: name to the option `patients` of its runs, each fold with a teacher of its own; None is the dataset's
             own splits.
+        labels: name of an amount of labels to the options of train.yaml that hide the others, {} for all labels. Each
+            amount has teachers and students of its own, and is compared by itself.
         training: options of every training, of train.yaml and distill.yaml alike.
         teacher: more options of the teacher.
         student: more options of the students.
@@ -53,6 +55,7 @@ class Grid:
     methods: Mapping[str, Mapping[str, Any] | None]
     seeds: Sequence[int] = (0, 1, 2)
     folds: Mapping[str, Mapping[str, Any]] | None = None
+    labels: Mapping[str, Mapping[str, Any]] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     teacher: Mapping[str, Any] = field(default_factory=dict)
     student: Mapping[str, Any] = field(default_factory=dict)
@@ -64,13 +67,17 @@ class Grid:
         students = read_students(self.students, self.methods, self.seeds)
         if self.folds:
             check_names("folds", list(self.folds))
+        if self.labels:
+            check_names("labels", list(self.labels))
         recipes = Recipes(self.training, self.teacher, self.student, self.paraphraser, self.evaluation)
-        return plan_runs(self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes)
+        return plan_runs(
+            self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes, self.labels
+        )
 
 
 def run_grid(
     grid: Grid,
-    compare: Callable[[Sequence[Path]], None],
+    compare: Callable[[Any], None],
     jobs: int = 1,
     minutes: float | None = None,
     threads: int | None = None,
@@ -82,7 +89,8 @@ def run_grid(
 
     Args:
         grid: what to run.
-        compare: writes the comparison of some run folders.
+        compare: writes the comparison of some run folders; of a grid with several amounts of labels, it is given the
+            folders by the name of the amount.
         jobs: runs at once.
         minutes: time to stop after.
         threads: of torch in each run; by default the cores divided by the jobs.
@@ -93,13 +101,16 @@ def run_grid(
     """
     runs = grid.planned_runs()
     _check_options(Path(grid.configs), runs)
-    for patients in (grid.folds or {}).values():
-        load_dataset(grid.dataset_dir, patients=patients)  # or a patient misspelt would show hours later
+    for patients in (grid.folds or {"": None}).values():
+        for labels in (grid.labels or {"": {}}).values():
+            load_dataset(grid.dataset_dir, patients=patients, **labels)  # or a patient misspelt would show hours later
     _check_same_grid(grid)
     outcome = execute_runs(runs, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)
     _write_failures(Path(grid.run_dir), outcome)
-    if done := _comparable(runs, outcome):
-        compare(done)
+    amounts = {name: [run for run in runs if run.amount == name] for name in grid.labels or ("",)}
+    comparable = {name: done for name, members in amounts.items() if (done := _comparable(members, outcome))}
+    if comparable:
+        compare(comparable if grid.labels else comparable[""])
     logger.info("%d of %d runs are done, %d failed", len(outcome.done), len(runs), len(outcome.failed))
     if outcome.failed:
         raise SystemExit(SOME_FAILED)
@@ -122,6 +133,7 @@ def _comparable(runs: Sequence[PlannedRun], outcome: Outcome) -> list[Path]:
 def _check_options(configs: Path, runs: Sequence[PlannedRun]) -> None:
     """Check the options of all runs before the first begins, as each run's command would; runs that are alike, once."""
     differing = {"run_dir", "checkpoint", "teacher", "paraphraser", "patients", "arm", "seed", "student", "network"}
+    differing.update(LABELLED)
     kinds: dict[tuple[str, str], Step] = {}
     for step in (step for run in runs for step in run.steps):
         alike = {name: value for name, value in step.options.items() if name not in differing}
@@ -162,6 +174,7 @@ def _settings(grid: Grid) -> dict[str, Any]:
         **{kind: dict(getattr(grid, kind)) for kind in kinds},
         **{f"method {name}": options and dict(options) for name, options in grid.methods.items()},
         **{f"fold {name}": patients for name, patients in (grid.folds or {}).items()},
+        **{f"labels {name}": options for name, options in (grid.labels or {}).items()},
         **{f"options of {name}": student.options for name, student in students.items()},
     }
     return json.loads(json.dumps(settings))

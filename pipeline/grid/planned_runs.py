@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.distillation import needs_paraphrasers
+from pipeline.distillation import needs_paraphrasers, needs_teacher
 from pipeline.grid.arms import Student, is_alone, same_but_for_time
 from pipeline.grid.equal_time import EqualTime
 from pipeline.networks import tap_channels
@@ -19,7 +19,11 @@ PARAPHRASER_FILE, REPORT_FILE = "paraphraser.pt", "summary.json"
 # Each run's checkpoints and the folders of their reports; the last proves the run done.
 REPORTS = {"model.pt": "report", "model_last.pt": "report_last"}
 # What all trainings of a grid share and a paraphraser's has too; its learning rate is its own.
-_SHARED_WITH_PARAPHRASER = ("batch_size", "augmentation", "precision", "cache_dir", "patients", "device")
+LABELLED = ("labelled_fraction", "labelled_cases", "labelled_patients", "labelled_seed")
+_SHARED_WITH_PARAPHRASER = (
+    *("batch_size", "epoch_iterations", "augmentation", "precision", "cache_dir", "patients", "device"),
+    *LABELLED,
+)
 _SHARED_WITH_EVALUATION = ("patients", "device")
 
 
@@ -55,6 +59,7 @@ class PlannedRun:
         arm: its name without that of its fold; the runs of all folds are one.
         needs: names of the runs that must be done before.
         in_comparison: whether it is a row of the comparison.
+        amount: the amount of labels that it has, where the grid has several; runs of one amount are compared.
     """
 
     name: str
@@ -64,6 +69,7 @@ class PlannedRun:
     arm: str = ""
     needs: tuple[str, ...] = ()
     in_comparison: bool = True
+    amount: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -90,8 +96,9 @@ def plan_runs(
     first_seed: int,
     folds: Mapping[str, Mapping[str, Any]] | None,
     recipes: Recipes,
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[PlannedRun]:
-    """Return the runs of a grid: of each fold the teacher, then students with their methods and their paraphrasers.
+    """Return the runs of a grid: of each amount of labels and fold the teacher, students, methods and paraphrasers.
 
     Students whose taps have the same channels share their paraphrasers, as the seeds do.
 
@@ -103,28 +110,30 @@ def plan_runs(
         first_seed: of the teachers and the paraphrasers.
         folds: name to the option `patients` of its runs; None or {} is one grid with the dataset's own splits.
         recipes: all other options.
+        labels: name of an amount of labels to the options that hide the others; None or {} hides none.
     """
     root = Path(run_dir)
     grids = [_Fold(root, dataset_dir, "", methods, first_seed, recipes)]
+    if labels:
+        grids = [grids[0].with_options(name, options, amount=name) for name, options in labels.items()]
     if folds:
-        grids = [
-            replace(grids[0], prefix=f"{name}_", recipes=replace(recipes, training={**recipes.training, **patients}))
-            for name, patients in ((name, {"patients": patients}) for name, patients in folds.items())
-        ]
+        grids = [one.with_options(name, {"patients": patients}) for one in grids for name, patients in folds.items()]
     runs: dict[str, PlannedRun] = {}
     # Seeds outermost: a grid that is stopped early has all methods with fewer seeds, not some methods with all.
     for seed in dict.fromkeys(seed for student in students.values() for seed in student.seeds):
         for fold in grids:
             for name, student in students.items():
                 for method in student.methods if seed in student.seeds else ():
+                    if fold.lacks_unlabelled(method):
+                        continue
                     for run in fold.run_and_what_it_needs(name, student, method, seed):
-                        runs.setdefault(run.name, run)
+                        runs.setdefault(run.name, replace(run, amount=fold.amount))
     return list(runs.values())
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """The runs on one choice of patients; `prefix` begins their names."""
+    """The runs on one choice of patients and labels; `prefix` begins their names."""
 
     root: Path
     dataset_dir: str
@@ -132,6 +141,17 @@ class _Fold:
     methods: Mapping[str, Mapping[str, Any] | None]
     first_seed: int
     recipes: Recipes
+    amount: str = ""
+
+    def with_options(self, name: str, options: Mapping[str, Any], amount: str | None = None) -> _Fold:
+        """Return the same with more options of every training, and a name that begins those of its runs."""
+        recipes = replace(self.recipes, training={**self.recipes.training, **options})
+        return replace(self, prefix=f"{self.prefix}{name}_", recipes=recipes, amount=amount or self.amount)
+
+    def lacks_unlabelled(self, method: str) -> bool:
+        """Return whether a method is to learn from images without a label where this amount hides no label."""
+        wanted = (self.methods[method] or {}).get("unlabelled_share", 0)
+        return bool(self.amount and wanted) and not set(LABELLED) & set(self.recipes.training)
 
     def run_and_what_it_needs(self, name: str, student: Student, method: str, seed: int) -> list[PlannedRun]:
         """Return the teacher, where the method needs them the paraphrasers, and the student's run, in this order."""
@@ -143,7 +163,10 @@ class _Fold:
             options.pop("method", None)
             equal_time = self._equal_time(name, student, method, seed)
             return [teacher, self._trained(folder, TRAIN, {**options, "network": name}, equal_time=equal_time)]
-        options |= {"student": name, "teacher": str(teacher.folder / "model.pt")}
+        options["student"] = name
+        if not needs_teacher(arm):
+            return [teacher, self._trained(folder, "distill", options)]
+        options["teacher"] = str(teacher.folder / "model.pt")
         if not needs_paraphrasers(arm):
             return [teacher, self._trained(folder, "distill", options, (teacher.name,))]
         paraphraser = self._paraphraser(name, teacher)

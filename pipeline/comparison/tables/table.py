@@ -43,7 +43,7 @@ def comparison_markdown(comparison: Comparison, rows: Sequence[ComparisonRow]) -
     parts = [f"# {_markdown_text(comparison.title)}"]
     parts += [_markdown_text(told)] if (told := verdict(comparison, rows)) else []
     parts += [
-        f"**{_markdown_text(table.caption)}**\n\n{_markdown_table(table)}"
+        f"**{_markdown_text(table.caption)}**\n\n{markdown_table(table)}"
         for table in comparison_tables(comparison, rows)
     ]
     for heading, lines in (("How to read it", legend(comparison)), ("Notes", notes(comparison, rows))):
@@ -242,7 +242,7 @@ def _number(value: float, decimals: int, kind: str = "f", sign: str = "") -> str
     return (f"{value:{sign}.4g}" if kind == "g" else f"{value:{sign}.{decimals}f}").replace("-", "\N{MINUS SIGN}")
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     """Return a table whose columns are aligned in plain text too."""
     lines = [tuple(map(_markdown_text, line)) for line in (table.header, *table.rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(table.header))]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Students by how many labels they had: one comparison for each amount, and what they tell together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from pipeline.comparison.arms import ALONE, TEACHER, Arm, Comparison
+from pipeline.comparison.paired import Difference, PairedDraws, main_metric
+
+MEAN_TEACHER = "mean_teacher"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """The arms that learned from one amount of labels.
+
+    Attributes:
+        name: that the grid gave it.
+        patients: labelled patients, the mean over folds; None where no label was hidden.
+        comparison: of the arms, on the same cases for all amounts.
+    """
+
+    name: str
+    patients: float | None
+    comparison: Comparison
+
+    @property
+    def label(self) -> str:
+        """Name for tables and pictures."""
+        name = self.name.replace("_", " ")
+        return name if self.patients is None else f"{name} ({self.patients:g} patients)"
+
+
+@dataclass(frozen=True)
+class EfficiencyRow:
+    """One arm with one amount of labels.
+
+    Attributes:
+        amount: of labels.
+        student: the network of the panel, for a teacher that of its students.
+        arm: whose figures these are.
+        values: the main metric (Dice or mIoU) of each seed.
+        share_of_all: the mean as a share of the better control's with all labels; None where that is not there.
+        over_mean_teacher: the difference to the mean teacher of the same amount; None of controls and teachers.
+        over_control: likewise to the better control by validation that is no mean teacher.
+    """
+
+    amount: Amount
+    student: str
+    arm: Arm
+    values: tuple[float, ...]
+    share_of_all: float | None
+    over_mean_teacher: Difference | None
+    over_control: Difference | None
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return fmean(self.values)
+
+
+def labelled_count(comparison: Comparison) -> float | None:
+    """Return how many labelled patients the runs of a comparison learned from, the mean over folds; None for all."""
+    lists = [part.recipe.get("labelled_patients") for arm in comparison.arms for part in arm.parts]
+    return None if any(one is None for one in lists) else fmean(map(len, lists))
+
+
+def efficiency_rows(amounts: Sequence[Amount]) -> list[EfficiencyRow]:
+    """Return the rows of all students: amounts in their order, in each the teacher, the controls and the methods."""
+    students = dict.fromkeys(arm.network for amount in amounts for arm in amount.comparison.arms if arm.role != TEACHER)
+    return [row for student in students for amount in amounts for row in _rows(student, amount, amounts)]
+
+
+def _rows(student: str, amount: Amount, amounts: Sequence[Amount]) -> list[EfficiencyRow]:
+    comparison = amount.comparison
+    metric = main_metric(comparison.kind)
+    draws = PairedDraws(len(comparison.cases), comparison.patients)
+    all_labels = _with_all_labels(student, amounts)
+    references = {
+        "over_mean_teacher": _mean_teacher(comparison, student),
+        "over_control": _control(comparison, student),
+    }
+    rows = []
+    for arm in comparison.arms:
+        if arm.role != TEACHER and arm.network != student:
+            continue
+        values = tuple(metric.values(arm))
+        is_method = arm.role not in (TEACHER, ALONE)
+        differences = {
+            name: None if reference is None or not is_method else draws.difference(metric, arm, reference)
+            for name, reference in references.items()
+        }
+        share = None if all_labels is None else fmean(values) / fmean(metric.values(all_labels))
+        rows.append(EfficiencyRow(amount, student, arm, values, share, **differences))
+    return rows
+
+
+def _with_all_labels(student: str, amounts: Sequence[Amount]) -> Arm | None:
+    """Return the better control of a student in the comparison where no label was hidden."""
+    complete = [amount.comparison for amount in amounts if amount.patients is None]
+    return _control(complete[0], student) if complete else None
+
+
+def _mean_teacher(comparison: Comparison, student: str) -> Arm | None:
+    return next((arm for arm in comparison.controls(student) if arm.method == MEAN_TEACHER), None)
+
+
+def _control(comparison: Comparison, student: str) -> Arm | None:
+    """Return the better control by validation among those that learn from labels alone."""
+    plain = [arm for arm in comparison.controls(student) if arm.method != MEAN_TEACHER]
+    return max(plain, key=lambda arm: arm.validation, default=None)
+
+
+def by_arm(rows: Sequence[EfficiencyRow], student: str) -> Mapping[str, list[EfficiencyRow]]:
+    """Return the rows of a student by the label of their arm."""
+    found: dict[str, list[EfficiencyRow]] = {}
+    for row in rows:
+        if row.student == student:
+            found.setdefault(row.arm.label, []).append(row)
+    return found
