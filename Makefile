@@ -1,6 +1,8 @@
 # The one list of commands. Each sets up .venv by itself; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
+# One file, one worker. Where a worker dies, the run ends with a failure: with a new worker, xdist may wait for ever.
+PYTEST = $(PYTEST) --max-worker-restart 0
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
@@ -25,13 +27,13 @@ demo: $(RUNTIME)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash bundles/demo.sh
 
 test: $(DEVELOPMENT)
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 test-fast: $(DEVELOPMENT)
-	$(RUN) -m pytest -n 2 --dist loadfile $(FAST)
+	$(PYTEST) $(FAST)
 
 test-slow: $(DEVELOPMENT)
-	$(RUN) -m pytest -n 2 --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 lint: $(DEVELOPMENT)
 	$(RUN) -m ruff check .

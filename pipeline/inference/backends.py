@@ -20,6 +20,7 @@ from pipeline.segment.runtimes import (
     Run,
     is_installed,
     onnxruntime_session,
+    openvino_core,
     runner_of_openvino,
     runner_of_session,
 )
@@ -130,6 +131,4 @@ def _exported(model: SavedModel, backend: str) -> Run:
 def _runner(content: bytes, backend: str) -> Run:
     if backend == ONNXRUNTIME:
         return runner_of_session(onnxruntime_session(content))
-    import openvino
-
-    return runner_of_openvino(openvino.Core().read_model(content))
+    return runner_of_openvino(openvino_core().read_model(content))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import platform
 from collections.abc import Callable
@@ -112,11 +113,22 @@ def runner_of_session(session: Any) -> Run:
     return lambda images: session.run([OUTPUT], {given.name: images})[0]
 
 
-def _load_openvino(path: Path) -> tuple[dict[str, str], Run]:
+@functools.cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for the process and until its end.
+
+    The first network that is compiled gives its thread another stack for signal handlers. OpenVINO frees that stack
+    with the last core or network, on whatever thread that happens. The next signal, such as Ctrl-C, then ends the
+    process by a segmentation fault.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _load_openvino(path: Path) -> tuple[dict[str, str], Run]:
     try:
-        model = openvino.Core().read_model(path)
+        model = openvino_core().read_model(path)
         run = runner_of_openvino(model)
     except Exception as error:  # OpenVINO raises RuntimeError for all that it cannot read
         raise _unreadable(path, error) from error
@@ -167,7 +179,7 @@ def _queue_of(model: Any, size: tuple[int, ...]) -> Any:
         properties.hint.inference_precision(): openvino.Type.f32,  # bfloat16 where the CPU has it, by default
         properties.hint.performance_mode(): properties.hint.PerformanceMode.THROUGHPUT,
     }
-    return openvino.AsyncInferQueue(openvino.Core().compile_model(fixed, "CPU", hints))
+    return openvino.AsyncInferQueue(openvino_core().compile_model(fixed, "CPU", hints))
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
