@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 # One file, one worker. Where a worker dies, the run ends with a failure: with a new worker, xdist may wait for ever.
-PYTEST = $(PYTEST) --max-worker-restart 0
+PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
