@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def run_grid(
     """
     runs = grid.planned_runs()
     _check_options(Path(grid.configs), runs)
-    for patients in (grid.folds or {"": None}).values():
-        for labels in (grid.labels or {"": {}}).values():
+    if grid.folds or grid.labels:
+        for patients, labels in product((grid.folds or {"": None}).values(), (grid.labels or {"": {}}).values()):
             load_dataset(grid.dataset_dir, patients=patients, **labels)  # or a patient misspelt would show hours later
     _check_same_grid(grid)
     outcome = execute_runs(runs, Path(grid.configs), jobs, None if minutes is None else 60 * minutes, threads)

@@ -28,10 +28,12 @@ from pipeline.training import (
     DistillationTrainer,
     OptimizerStepSchedule,
     ResumableSampler,
+    SharedBatchSampler,
     optimizer_steps,
     segmentation_loss,
     trained_parameters,
 )
+from pipeline.unlabelled import UNLABELLED
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 BATCH, CLASSES, STEPS = 6, 3, 10
@@ -46,6 +48,8 @@ RUNS: dict[str, dict[str, Any] | None] = {
         "methods": dict.fromkeys(("cwd", "dist", "dkd", "logit_std", "bpkd", "prototypes", "review"), 0.1),
     },
     "kd": {"method": "kd", "settings": {"balance": 1}},
+    "few_labels": {"method": "kd", "settings": {"confidence": 0.4}},
+    "mean_teacher": {"method": "mean_teacher"},
     "shares": {"method": "", "methods": {"kd": {"share": 0.3}, "sp": {"share": 0.1, "start": 0.2}}},
 }
 # Runs with another segmentation loss than plain cross-entropy.
@@ -92,8 +96,14 @@ def train(
     torch.manual_seed(distributed.rank())  # what is drawn later differs, as in the bundles
     images, labels = images_and_labels()
     images, labels = torch.cat([images, images.flip(-1)]), torch.cat([labels, labels.flip(-1)])
+    own = {"num_replicas": distributed.world_size(), "rank": distributed.rank(), "seed": 0}
+    if run == "few_labels":  # half of each batch has no label
+        batch = len(images)
+        labels[batch // 2 :] = UNLABELLED
+        sampler = SharedBatchSampler(range(batch), batch // 2, batch, 0.5, iterations=2, **own)
+    else:
+        sampler = ResumableSampler(range(len(images)), **own, drop_last=True)
     items = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    sampler = ResumableSampler(items, distributed.world_size(), distributed.rank(), seed=0, drop_last=True)
     loader = DataLoader(items, distributed.share_of(batch), sampler=sampler)
     student = distributed.data_parallel(network, torch.device("cpu"))
     distiller = RUNS[run] and build_distiller(

@@ -74,6 +74,15 @@ def test_distillation_stopped_again_and_again(tmp_path):
     assert differences(expected, resumed(tmp_path / "last.pt", distilled=True)) == []
 
 
+def test_half_labelled_run_stopped_again_and_again(tmp_path):
+    """Shared batches, strong views of the student, a distillation."""
+    options = {"distilled": True, "half_labelled": True}
+    make_run(tmp_path / "straight.pt", **options)[0].run()
+    for where in (1, 2, "validation", 5, 7):
+        stopped(tmp_path / "last.pt", where, **options)
+    assert differences(whole_state(tmp_path / "straight.pt"), resumed(tmp_path / "last.pt", **options)) == []
+
+
 def test_stopped_between_two_halves_of_an_accumulated_step(tmp_path):
     make_run(tmp_path / "straight.pt", accumulation_steps=2)[0].run()
     for iteration in (1, 3, 4):

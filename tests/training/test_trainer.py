@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pipeline.data import Dataset, IntensityRule, SliceAugmentation
-from pipeline.distillation import build_distiller
+from pipeline.distillation import KnowledgeDistillationLoss, build_distiller
 from pipeline.errors import InputError
 from pipeline.networks import build_network, load_model
 from pipeline.processes.bfloat16 import EMULATE
@@ -23,9 +23,11 @@ from pipeline.training import (
     IntervalAndLastValidation,
     TrainingStateSaver,
     check_run_folder,
+    check_unlabelled_share,
     record_run,
     segmentation_loss,
 )
+from pipeline.unlabelled import UNLABELLED
 from tests.preprocessing import scan_preprocessing
 from tests.training.tiny_run import differences, whole_state
 
@@ -322,3 +324,86 @@ def test_run_that_holds_a_share_of_the_gradient_goes_on_exactly_after_a_resume(t
     assert straight.distiller.training_state()["shares"] == resumed.distiller.training_state()["shares"]
     # A ramp begins at nothing: eleven steps of twelve, all of ten and the eleventh measured.
     assert straight.distiller.training_state()["shares"]["measurements"] == {"graph_flow": 11, "at": 7}
+
+
+class OneLayer(nn.Module):
+    """A convolution of one pixel: its gradient is easily written down."""
+
+    taps, tap_channels = ("layer", "layer"), (2, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images)
+
+
+class Recorded:
+    """A segmentation loss that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.given.append((logits.detach(), labels))
+        return segmentation_loss("ce")(logits, labels)
+
+
+def half_labelled(augmentation=None, **options) -> tuple[DistillationTrainer, Recorded]:
+    """Return a trainer of one step on two labelled items and two without a label, and its loss."""
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    items = [{"image": image, "label": (image > 0.5).byte()} for image in images]
+    for item in items[2:]:
+        item["label"] = torch.full_like(item["label"], UNLABELLED)
+    torch.manual_seed(0)
+    network, loss = OneLayer(), Recorded()
+    trainer = DistillationTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=DataLoader(items, batch_size=4),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        loss_function=loss,
+        augmentation=augmentation,
+        distiller=build_distiller("kd", OneLayer(), network, 2, 1, **options),
+    )
+    return trainer, loss
+
+
+def test_segmentation_loss_sees_the_labelled_items_and_distillation_all():
+    trainer, loss = half_labelled()
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.run()
+    ((logits, labels),) = loss.given
+    assert logits.shape == (2, 2, 8, 8)
+    assert labels.max() == 1
+    # The step is that of both losses, written down: images 0 and 1 against labels, all four against the teacher.
+    student, (batch,) = OneLayer(), trainer.data_loader
+    student.load_state_dict(before)
+    prediction = student(batch["image"])
+    targets = batch["label"][:2].squeeze(1).long()
+    of_labels = nn.functional.cross_entropy(prediction[:2], targets)
+    of_teacher = KnowledgeDistillationLoss()(prediction, trainer.distiller.teacher(batch["image"]), batch["label"])
+    (of_labels + of_teacher).backward()
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(trainer.network.state_dict()[name], before[name] - parameter.grad)
+
+
+def test_what_an_augmentation_moves_in_gets_no_label_where_there_was_none():
+    def shift(images, labels):
+        """Move everything by four pixels; zeros come in."""
+        return tuple(torch.cat([torch.zeros_like(part[..., :4]), part[..., :4]], -1) for part in (images, labels))
+
+    trainer, loss = half_labelled(shift)
+    trainer.run()
+    (output,) = trainer.state.output
+    assert (output["label"][2:] == UNLABELLED).all()
+    assert (output["label"][:2, ..., :4] == 0).all()
+    assert len(loss.given[0][1]) == 2
+
+
+def test_unlabelled_share_without_distillation_is_refused():
+    with pytest.raises(InputError, match="a training without distillation learns nothing from cases without a label"):
+        check_unlabelled_share(0.5, None)
+    check_unlabelled_share(0.0, None)

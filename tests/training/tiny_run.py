@@ -14,15 +14,17 @@ from monai.handlers import MeanDice
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pipeline.data import SliceAugmentation
+from pipeline.data import SliceAugmentation, StudentView
 from pipeline.distillation import build_distiller
 from pipeline.training import (
     DistillationTrainer,
     IntervalAndLastValidation,
     ResumableSampler,
+    SharedBatchSampler,
     TrainingStateSaver,
     segmentation_loss,
 )
+from pipeline.unlabelled import UNLABELLED
 
 ITERATIONS = 3  # an epoch
 
@@ -43,6 +45,14 @@ class TinyNetwork(nn.Module):
         return nn.functional.interpolate(self.head(features), size=images.shape[-2:])
 
 
+def half_labelled_loader(size: int = 64) -> DataLoader:
+    """Return batches of a labelled and an unlabelled item."""
+    items = loader(2 * ITERATIONS, size).dataset
+    for item in items[ITERATIONS:]:
+        item["label"] = torch.full_like(item["label"], UNLABELLED)
+    return DataLoader(items, batch_size=2, sampler=SharedBatchSampler(items, ITERATIONS, 2, 0.5))
+
+
 def loader(count: int = 2 * ITERATIONS, size: int = 64, shuffle: bool = True) -> DataLoader:
     images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
     items = [{"image": image, "label": (image > 0.5).byte()} for image in images]
@@ -51,11 +61,17 @@ def loader(count: int = 2 * ITERATIONS, size: int = 64, shuffle: bool = True) ->
 
 
 def make_run(
-    state_file: Path, epochs: int = 3, resume: bool | str = False, distilled: bool = False, **options: Any
+    state_file: Path,
+    epochs: int = 3,
+    resume: bool | str = False,
+    distilled: bool = False,
+    half_labelled: bool = False,
+    **options: Any,
 ) -> tuple[DistillationTrainer, SupervisedEvaluator]:
     """Return trainer and evaluator of a run as a bundle's config builds them."""
     torch.manual_seed(0)
-    network, teacher, batches = TinyNetwork(), TinyNetwork(), loader()
+    network, teacher = TinyNetwork(), TinyNetwork()
+    batches = half_labelled_loader() if half_labelled else loader()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs * ITERATIONS, power=0.9)
     settings = {"adversarial": 0.1, "adversarial_kind": "hinge"}
@@ -80,6 +96,7 @@ def make_run(
         loss_function=segmentation_loss("ce"),
         distiller=build_distiller("graph_flow", teacher, network, 2, 9, settings=settings) if distilled else None,
         augmentation=SliceAugmentation("affine", seed=0),
+        student_view=StudentView("strong") if half_labelled else None,
         **options,
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, _step_once_the_optimizer_did, schedule)

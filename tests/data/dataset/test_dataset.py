@@ -250,6 +250,32 @@ def test_test_cases_without_label(folder):
         dataset.datalist("test")
 
 
+def test_training_cases_without_label(folder):
+    declared = content()
+    unlabelled = declared["training"][0]
+    del unlabelled["label"]
+    dataset = load_dataset(write(folder, declared))
+    assert dataset.unlabelled_cases == [unlabelled["case"]]
+    labelled = dataset.training_datalist()
+    assert [entry["case"] for entry in labelled] == [entry["case"] for entry in declared["training"][1:]]
+    whole = dataset.training_datalist(unlabelled=True)
+    assert whole[:-1] == labelled
+    assert whole[-1] == {"case": unlabelled["case"], "image": str(folder / unlabelled["image"])}
+    assert dataset.training_datalist(unlabelled=None) == whole
+
+
+def test_nothing_is_labelled_or_nothing_is_not(folder):
+    dataset = load_dataset(write(folder, content()))
+    assert dataset.training_datalist(unlabelled=None) == dataset.datalist("training")
+    with pytest.raises(InputError, match="--unlabelled_share: every training case of .* has a label"):
+        dataset.training_datalist(unlabelled=True)
+    declared = content()
+    for case in declared["training"]:
+        del case["label"]
+    with pytest.raises(InputError, match="no training case of .* has a label"):
+        load_dataset(write(folder, declared)).training_datalist(unlabelled=True)
+
+
 def test_unknown_split(folder):
     with pytest.raises(InputError, match="did you mean 'training'"):
         load_dataset(write(folder, content())).split("train")

@@ -27,6 +27,7 @@ from pipeline.data import (
 from pipeline.data.samples import slices as module
 from pipeline.data.samples.slice_cache import cache_key
 from pipeline.errors import InputError
+from pipeline.unlabelled import UNLABELLED
 from tests.preprocessing import scan_preprocessing
 
 
@@ -197,6 +198,23 @@ def test_the_cache_gives_the_same_slices_without_preparing_again(tmp_path, monke
         assert torch.equal(cached.labels, in_memory.labels)
         assert cached.slices == in_memory.slices
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_entries_without_a_label_come_after_the_others_and_are_marked():
+    volumes = {"a": volume(3, seed=0), "b": volume(2, seed=1)}
+    listed = datalist("a", "b")
+    del listed[1]["label"]
+    dataset = SliceDataset(listed, InMemory(volumes), size=8, out_channels=3)
+    assert dataset.unlabelled_from == 3
+    assert (dataset.labels[3:] == UNLABELLED).all()
+    assert dataset.labels[:3].max() < 3
+    assert np.array_equal(dataset.images[3, 0].numpy(), volumes["b"][0][0, :, :, 0])
+
+
+def test_a_label_of_the_mark_alone_is_no_unlabelled_case():
+    image, label = volume(2)
+    with pytest.raises(InputError, match="label values 255 are not among"):
+        SliceDataset(datalist("a"), InMemory({"a": (image, np.full_like(label, UNLABELLED))}), size=8, out_channels=3)
 
 
 def test_writing_to_cached_slices_never_reaches_the_disk(tmp_path):

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training with few labels by the bundles' commands: hidden labels stay hidden, and what learns from the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep import phantom_ct
+from pipeline.data import load_dataset
+from tests.bundles.bundle_commands import assert_done, error_line, run
+
+QUICK = ["--epochs", "1", "--batch_size", "4", "--size", "32", "--augmentation", "none"]
+FEW = ["--labelled_cases", "1"]
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory) -> Path:
+    """Return six phantoms, of which three train."""
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    assert phantom_ct.main(["--output", str(folder), "--cases", "6", "--size", "40", "--slices", "8"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset_dir, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("teacher") / "run"
+    width = ["--width", "0.0625"]
+    assert_done(run("synapse", "train", "--dataset_dir", dataset_dir, *QUICK, *FEW, *width, "--run_dir", run_dir))
+    return run_dir
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "last.pt", weights_only=True)["network"]
+
+
+def without_hidden_labels(dataset_dir: Path, copy: Path, break_files: bool) -> Path:
+    """Return a copy of the dataset whose hidden labels are noise, or no volumes at all."""
+    shutil.copytree(dataset_dir, copy)
+    hidden = load_dataset(copy, labelled_cases=1).unlabelled_cases
+    assert len(hidden) == len(load_dataset(copy).training) - 1
+    for case in load_dataset(copy).training:
+        if case.case in hidden:
+            noise = np.random.default_rng(0).bytes(1000 if break_files else case.label.stat().st_size)
+            case.label.write_bytes(noise)
+    return copy
+
+
+def test_the_chosen_patients_are_written_down_as_a_list_that_can_be_given_again(teacher, dataset_dir, tmp_path):
+    patients = json.loads((teacher / "labelled_patients.json").read_text())
+    assert patients == load_dataset(dataset_dir, labelled_cases=1).labelled_patients
+    assert json.loads((teacher / "run.json").read_text())["settings"]["labelled_patients"] == patients
+    given = ["--labelled_patients", teacher / "labelled_patients.json", "--width", "0.0625"]
+    assert_done(run("synapse", "train", "--dataset_dir", dataset_dir, *QUICK, *given, "--run_dir", tmp_path / "again"))
+    first, again = weights(teacher), weights(tmp_path / "again")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_hidden_label_changes_nothing_whatever_its_file_holds(cached, teacher, dataset_dir, tmp_path):
+    found = []
+    copies = [dataset_dir, without_hidden_labels(dataset_dir, tmp_path / "noise", break_files=cached)]
+    for number, folder in enumerate(copies):
+        options = ["--dataset_dir", folder, "--teacher", teacher / "model.pt", "--student", "enet", *QUICK, *FEW]
+        options += ["--cache_dir", tmp_path / "cache"] if cached else []
+        assert_done(run("synapse", "distill", *options, "--run_dir", tmp_path / f"run{number}"))
+        found.append(weights(tmp_path / f"run{number}"))
+        recipe = torch.load(tmp_path / f"run{number}/model.pt", weights_only=True)["extra"]["recipe"]
+        assert recipe["unlabelled_share"] == 0.5  # by itself, where cases lack a label
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_unlabelled_images_do_teach(teacher, dataset_dir, tmp_path):
+    options = ["--dataset_dir", dataset_dir, "--teacher", teacher / "model.pt", "--student", "enet", *QUICK, *FEW]
+    for name, more in (("with", []), ("without", ["--unlabelled_share", "0.0", "--epoch_iterations", "12"])):
+        assert_done(run("synapse", "distill", *options, *more, "--run_dir", tmp_path / name))
+    one, other = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_strong_view_paraphrasers_and_mean_teacher(teacher, dataset_dir, tmp_path):
+    data = ["--dataset_dir", dataset_dir, *QUICK, *FEW, "--student", "enet"]
+    taught = [*data, "--teacher", teacher / "model.pt"]
+    assert_done(run("synapse", "paraphrase", *taught, "--run_dir", tmp_path / "factors"))
+    flow = ["--method", "graph_flow", "--paraphraser", tmp_path / "factors/paraphraser.pt", "--student_view", "strong"]
+    assert_done(run("synapse", "distill", *taught, *flow, "--run_dir", tmp_path / "flow"))
+    average = ["--method", "mean_teacher", "--student_view", "strong"]
+    assert_done(run("synapse", "distill", *data, *average, "--run_dir", tmp_path / "average"))
+    recipe = torch.load(tmp_path / "average/model.pt", weights_only=True)["extra"]["recipe"]
+    assert recipe["distillation"]["teacher_sha256"] is None
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("train", ["--labelled_fraction", "0"], "--labelled_fraction is 0; give a share of the patients"),
+        ("train", ["--labelled_fraction", "1.5"], "--labelled_fraction is 1.5"),
+        ("train", ["--labelled_cases", "7"], "--labelled_cases is 7, but 3 training cases have a label"),
+        ("train", ["--labelled_cases", "1", "--unlabelled_share", "0.5"], "learns nothing from cases without a label"),
+        ("distill", ["--unlabelled_share", "0.5"], "every training case of"),
+        ("distill", [*FEW, "--unlabelled_share", "1.5"], "choose a share that leaves at least one of each kind"),
+        ("distill", [*FEW, "--batch_size", "20"], "a batch has 10 labelled items, but training has 8"),
+        ("distill", [*FEW, "--student_view", "weak"], "'weak' is unknown; choose one of same, strong"),
+        ("distill", ["--method", "kd", "--teacher", "None"], "--teacher"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(config, options, message, teacher, dataset_dir, tmp_path):
+    own = ["--network", "enet"] if config == "train" else ["--student", "enet"]
+    own += [] if config == "train" or "--teacher" in options else ["--teacher", teacher / "model.pt"]
+    given = [*QUICK, *own, *[option for option in options if option not in ("--teacher", "None")]]
+    result = run("synapse", config, "--dataset_dir", dataset_dir, *given, "--run_dir", tmp_path / "run")
+    assert message in error_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_case_without_a_label_is_one_line(dataset_dir, tmp_path):
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    file = tmp_path / "data/dataset.json"
+    declared = json.loads(file.read_text())
+    del declared["training"][0]["label"]  # this may be
+    file.write_text(json.dumps(declared))
+    options = ["--dataset_dir", tmp_path / "data", *QUICK, "--network", "enet"]
+    assert_done(run("synapse", "train", *options, "--run_dir", tmp_path / "run"))
+    del declared["validation"][0]["label"]
+    file.write_text(json.dumps(declared))
+    result = run("synapse", "train", *options, "--run_dir", tmp_path / "other")
+    assert "validation[0] lacks label" in error_line(result)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of labelled and unlabelled items: their shares, for every remainder, and alike for several processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.errors import InputError
+from pipeline.training import ResumableSampler, SharedBatchSampler, training_sampler
+
+BATCH = 12
+
+
+def epoch(labelled: int, unlabelled: int, processes: int = 1, number: int = 0, **options) -> list[list[int]]:
+    """Return the global batches of one epoch, as loaders of all processes make them."""
+    loaders = []
+    for rank in range(processes):
+        sampler = SharedBatchSampler(
+            range(labelled + unlabelled),
+            labelled,
+            **{"batch_size": BATCH, "unlabelled_share": 0.5, "seed": 3, **options},
+            num_replicas=processes,
+            rank=rank,
+        )
+        sampler.set_epoch(number)
+        loaders.append(DataLoader(range(labelled + unlabelled), BATCH // processes, sampler=sampler, drop_last=True))
+        assert len(loaders[-1]) == len(list(loaders[-1]))
+    return [torch.stack(parts, 1).flatten().tolist() for parts in zip(*loaders, strict=True)]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("labelled", [9, 10, 13, 24, 31])
+@pytest.mark.parametrize("unlabelled", [9, 11, 30, 47])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_shares_hold_for_every_remainder_and_number_of_processes(labelled, unlabelled, processes, share):
+    batches = epoch(labelled, unlabelled, processes, unlabelled_share=share)
+    wanted = round(BATCH * share)
+    for batch in batches:
+        assert [item >= labelled for item in batch] == [False] * (BATCH - wanted) + [True] * wanted
+        assert len(set(batch)) >= BATCH - 2 * wanted  # a set that is passed again may meet its own end
+    assert batches == epoch(labelled, unlabelled, 1, unlabelled_share=share)
+
+
+def test_epoch_is_a_pass_over_the_larger_set_and_passes_the_smaller_again():
+    batches = epoch(8, 20)
+    counts = Counter(item for batch in batches for item in batch)
+    assert len(batches) == 4  # 20 items, 6 in a batch
+    assert all(counts[item] >= 1 for item in range(8, 28))
+    assert sum(counts[item] for item in range(8)) == 24
+    assert all(counts[item] == 3 for item in range(8))
+
+
+def test_no_item_comes_twice_before_every_other_came_once():
+    for labelled, unlabelled in ((7, 40), (40, 7), (13, 13)):
+        batches = epoch(labelled, unlabelled)
+        for mine in (range(labelled), range(labelled, labelled + unlabelled)):
+            seen = [item for batch in batches for item in batch if item in mine]
+            for start in range(0, len(seen), len(mine)):
+                part = seen[start : start + len(mine)]
+                assert len(set(part)) == len(part)
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    assert epoch(10, 20, number=1) == epoch(10, 20, number=1)
+    assert epoch(10, 20, number=1) != epoch(10, 20, number=2)
+    assert epoch(10, 20, seed=4) != epoch(10, 20)
+
+
+@pytest.mark.parametrize("iterations", [1, 7])
+def test_length_of_an_epoch_may_be_given(iterations):
+    assert len(epoch(10, 20, iterations=iterations)) == iterations
+
+
+def test_labelled_alone_with_a_length():
+    batches = epoch(15, 20, unlabelled_share=0.0, iterations=5)
+    assert len(batches) == 5
+    assert all(item < 15 for batch in batches for item in batch)
+
+
+def test_left_out_items_are_those_that_were_seen():
+    sampler = SharedBatchSampler(range(30), 10, BATCH, 0.5)
+    whole = list(sampler)
+    sampler.leave_out(2 * BATCH)
+    assert len(sampler) == len(whole)
+    assert list(sampler) == whole[2 * BATCH :]
+    assert list(sampler) == whole  # that one epoch alone
+
+
+def test_plain_training_has_the_plain_sampler():
+    sampler = training_sampler(range(30), BATCH)
+    assert type(sampler) is ResumableSampler
+    assert sampler.drop_last
+    assert not training_sampler(range(5), BATCH).drop_last
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unlabelled_share": 0.01}, "is 0 without a label; choose a share that leaves at least one of each kind"),
+        ({"unlabelled_share": 1.0}, "is 12 without a label"),
+        ({"unlabelled_share": 2}, "is 24 without a label"),
+        ({"unlabelled_share": -0.5}, "is -6 without a label"),
+        ({"num_replicas": 5}, "6 labelled items of each batch cannot be shared by 5 processes"),
+        ({"batch_size": 40}, "a batch has 20 labelled items, but training has 10; choose a smaller --batch_size"),
+        ({"batch_size": 50, "unlabelled_share": 0.9}, "a batch has 45 unlabelled items, but training has 20"),
+    ],
+)
+def test_what_no_batch_can_hold_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        SharedBatchSampler(range(30), 10, **{"batch_size": BATCH, "unlabelled_share": 0.5, **options})
