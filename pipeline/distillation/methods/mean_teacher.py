@@ -8,7 +8,8 @@ Tarvainen & Valpola, "Mean teachers are better role models", arXiv 1703.01780:
 
 with t the share of the run that is done. As in the authors' code the average runs in training mode, so that its dropout
 draws anew, and its batch normalisation follows its own batches. It sees the images of the teacher's view. What is
-saved and scored is the student. The authors' weight belongs to sums over classes of photographs.
+saved and scored is the student. Weight 1 was chosen on the validation tiles of EBHI-Seg with 5 % of the labels: 10 left
+ENet at the background for all of its 400 steps.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class MeanTeacher(DistillationMethod):
 
     needs_teacher = False
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 10.0, decay: float = 0.99) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 1.0, decay: float = 0.99) -> None:
         super().__init__({"mean_teacher": weight})
         self.decay = check_number("mean_teacher", "decay", decay, least=0, most=LARGEST_DECAY)
         self.pair, self.average = pair, copy.deepcopy(pair.student).train().requires_grad_(False)
