@@ -207,13 +207,14 @@ def _arms(teachers: Sequence[Run], others: Sequence[Run]) -> tuple[Arm, ...]:
 
 
 def _method_order(run: Run) -> tuple[bool, bool, int, str]:
-    """Return where an arm comes: alone, single methods in the order of the catalogue, mixes.
+    """Return where an arm comes: alone, other controls, single methods in the order of the catalogue, mixes.
 
     A name that a user gave comes where the method does with whose name it begins, if any.
     """
     label = run.method or ""
     places = [place for place, name in enumerate(METHODS) if re.match(rf"{name}([ _-]|$)", label)]
-    return not run.is_alone, " + " in label, max(places, default=len(METHODS)), label
+    place = max(places, default=len(METHODS)) if label else -1
+    return not run.is_alone, " + " in label, place, label
 
 
 def _title(arms: Sequence[Arm]) -> str:

@@ -30,8 +30,7 @@ class Amount:
     @property
     def label(self) -> str:
         """Name for tables and pictures."""
-        name = self.name.replace("_", " ")
-        return name if self.patients is None else f"{name} ({self.patients:g} patients)"
+        return self.name.replace("_", " ")
 
 
 @dataclass(frozen=True)

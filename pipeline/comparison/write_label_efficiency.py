@@ -72,10 +72,11 @@ def write_label_efficiency(
 def _table(student: str, rows: Sequence[EfficiencyRow]) -> Table:
     mine = [row for row in rows if row.student == student]
     metric = main_metric(mine[0].amount.comparison.kind)
-    header = ("labels", "arm", metric.title, "by seed", "over mean teacher", "over control", "share of all")
+    header = ("labels", "patients", "arm", metric.title, "by seed", "over mean teacher", "over control", "share of all")
     cells = [
         (
             row.amount.label,
+            "all" if row.amount.patients is None else f"{row.amount.patients:g}",
             row.arm.label,
             f"{row.mean:.3f}",
             " ".join(f"{value:.3f}" for value in row.values),

@@ -226,3 +226,49 @@ def test_teachers_of_all_folds_alone_are_not_compared(tmp_path, monkeypatch):
     assert [[folder.name for folder in folders] for folders in compared] == [
         ["a_teacher", "a_enet_kd_3", "b_teacher", "b_enet_kd_3"]
     ]
+
+
+LABELS = {"few": {"labelled_fraction": 0.1}, "all": {}}
+BY_LABELS = {
+    "alone": None,
+    "mean_teacher": {"method": "mean_teacher", "unlabelled_share": 0.5},
+    "kd_unlabelled": {"method": "kd", "unlabelled_share": 0.5},
+}
+
+
+def test_amounts_of_labels_have_teachers_of_their_own_and_no_arm_without_unlabelled_images(tmp_path):
+    grid = _grid(tmp_path, students=["enet"], seeds=[3], methods=BY_LABELS, labels=LABELS, folds={"a": FOLDS["a"]})
+    runs = {run.name: run for run in grid.planned_runs()}
+    assert {name: run.amount for name, run in runs.items()} == {
+        "few_a_teacher": "few",
+        "few_a_enet_alone_3": "few",
+        "few_a_enet_mean_teacher_3": "few",
+        "few_a_enet_kd_unlabelled_3": "few",
+        "all_a_teacher": "all",
+        "all_a_enet_alone_3": "all",
+    }
+    assert runs["few_a_teacher"].steps[0].options["labelled_fraction"] == 0.1
+    assert "labelled_fraction" not in runs["all_a_teacher"].steps[0].options
+    assert runs["few_a_enet_kd_unlabelled_3"].steps[0].options["teacher"].endswith("few_a_teacher/model.pt")
+    average = runs["few_a_enet_mean_teacher_3"]
+    assert average.needs == ()
+    assert average.steps[0].config == "distill"
+    assert "teacher" not in average.steps[0].options
+    assert {run.arm for run in runs.values()} == {
+        "teacher",
+        "enet_alone_3",
+        "enet_mean_teacher_3",
+        "enet_kd_unlabelled_3",
+    }
+
+
+def test_each_amount_of_labels_is_compared_by_itself(tmp_path, monkeypatch):
+    grid = _grid(tmp_path, students=["enet"], seeds=[3], methods=BY_LABELS, labels=LABELS)
+    done = [run.name for run in grid.planned_runs()]
+    monkeypatch.setattr("pipeline.grid.grid.execute_runs", lambda *_: Outcome(done=done, left=[]))
+    monkeypatch.setattr("pipeline.grid.grid._check_options", lambda *_: None)
+    monkeypatch.setattr("pipeline.grid.grid.load_dataset", lambda *_, **__: None)
+    compared = []
+    run_grid(grid, compare=compared.append)
+    (amounts,) = compared
+    assert {name: len(folders) for name, folders in amounts.items()} == {"few": 4, "all": 2}

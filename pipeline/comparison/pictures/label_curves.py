@@ -76,6 +76,6 @@ def _draw(panel: Axes, student: str, rows: Sequence[EfficiencyRow]) -> None:
         low, high = ([pick(row.values) for row in points] for pick in (min, max))
         panel.fill_between(places, low, high, color=style.colour, alpha=0.15, linewidth=0)
     panel.set_title(student)
-    panel.set_xticks(range(len(amounts)), [amount.replace(" (", "\n(") for amount in amounts])
+    panel.set_xticks(range(len(amounts)), amounts)
     panel.grid(axis="y", alpha=0.3)
     panel.legend(fontsize=8, frameon=False)

@@ -267,12 +267,12 @@ def test_training_cases_without_label(folder):
 def test_nothing_is_labelled_or_nothing_is_not(folder):
     dataset = load_dataset(write(folder, content()))
     assert dataset.training_datalist(unlabelled=None) == dataset.datalist("training")
-    with pytest.raises(InputError, match="--unlabelled_share: every training case of .* has a label"):
+    with pytest.raises(InputError, match=r"--unlabelled_share: every training case of .* has a label"):
         dataset.training_datalist(unlabelled=True)
     declared = content()
     for case in declared["training"]:
         del case["label"]
-    with pytest.raises(InputError, match="no training case of .* has a label"):
+    with pytest.raises(InputError, match=r"no training case of .* has a label"):
         load_dataset(write(folder, declared)).training_datalist(unlabelled=True)
 
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison by amounts of labels: figures by hand, and what is written."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from pipeline.comparison import arrange, read_runs
+from pipeline.comparison.label_efficiency import Amount, efficiency_rows, labelled_count
+from pipeline.comparison.pictures.label_curves import draw_label_curves
+from pipeline.comparison.write_label_efficiency import write_label_efficiency
+from tests.comparison.run_folders import make_scan_run, taught_by
+
+
+def dice(value: float) -> dict[str, dict[str, float]]:
+    return {f"case{number}": {"liver": value + 0.01 * number} for number in range(6)}
+
+
+def amount(folder: Path, name: str, few: bool, values: dict[str, float]) -> Amount:
+    """Return an amount of labels with a teacher and arms of two seeds, each 0.02 apart; one patient, or all."""
+    labelled = {"labelled_patients": ["p1"] if few else None}
+    teacher = make_scan_run(folder / name / "teacher", dice(values["teacher"]), network="mobile_unet", **labelled)
+    runs = [teacher]
+    for arm, taught in (
+        ("alone", None),
+        ("mean_teacher", {**taught_by("none"), "teacher_sha256": None, "method": "mean_teacher"}),
+        ("kd", taught_by(teacher)),
+    ):
+        for seed in (0, 1) if arm in values else ():
+            run = folder / name / f"{arm}{seed}"
+            scores = dice(values[arm] + 0.02 * seed)
+            make_scan_run(run, scores, seed=seed, arm=arm, distillation=taught, validation=values[arm], **labelled)
+            runs.append(run)
+    comparison = arrange(read_runs(runs))
+    return Amount(name, labelled_count(comparison), comparison)
+
+
+@pytest.fixture
+def amounts(tmp_path) -> list[Amount]:
+    few = {"teacher": 0.5, "alone": 0.3, "mean_teacher": 0.4, "kd": 0.45}
+    return [
+        amount(tmp_path, "1_patient", True, few),
+        amount(tmp_path, "all", False, {"teacher": 0.8, "alone": 0.6, "kd": 0.7}),
+    ]
+
+
+def test_rows_by_hand(amounts):
+    rows = efficiency_rows(amounts)
+    assert [(row.amount.name, row.arm.label) for row in rows] == [
+        ("1_patient", "teacher Mobile U-Net"),
+        ("1_patient", "ENet alone"),
+        ("1_patient", "ENet mean_teacher"),
+        ("1_patient", "ENet + kd"),
+        ("all", "teacher Mobile U-Net"),
+        ("all", "ENet alone"),
+        ("all", "ENet + kd"),
+    ]
+    # Six cases 0.01 apart add 0.025, two seeds 0.02 apart 0.01.
+    assert [row.mean for row in rows] == pytest.approx([0.525, 0.335, 0.435, 0.485, 0.825, 0.635, 0.735])
+    kd = rows[3]
+    assert kd.values == pytest.approx((0.475, 0.495))
+    assert kd.over_mean_teacher.value == pytest.approx(0.05)
+    assert kd.over_control.value == pytest.approx(0.15)
+    assert kd.share_of_all == pytest.approx(0.485 / 0.635)
+    assert [row.over_mean_teacher for row in rows[:3]] == [None, None, None]
+    assert rows[-1].over_mean_teacher is None  # there is none with all labels
+    assert rows[-1].over_control.value == pytest.approx(0.1)
+
+
+def test_labels_of_amounts(amounts):
+    assert [one.label for one in amounts] == ["1 patient", "all"]
+    assert [one.patients for one in amounts] == [1, None]
+
+
+def test_nothing_is_a_share_of_all_where_nobody_had_all(amounts):
+    assert all(row.share_of_all is None for row in efficiency_rows(amounts[:1]))
+
+
+def test_figure_is_drawn_alike_twice(amounts, tmp_path):
+    rows = efficiency_rows(amounts)
+    first, second = (draw_label_curves(rows, tmp_path / name) for name in ("one", "two"))
+    assert first.png.read_bytes() == second.png.read_bytes()
+    assert "Synapse" in first.caption
+
+
+def test_files_of_all_amounts_and_of_each(runs, finished, tmp_path, capsys):
+    folders = list(runs.values())
+    write_label_efficiency({"2_patients": folders, "all": folders}, tmp_path / "out", finished / "data")
+    out = tmp_path / "out"
+    for name in ("2_patients", "all"):
+        assert (out / name / "comparison.html").is_file()
+    lines = list(csv.DictReader((out / "label_efficiency.csv").open(encoding="utf-8")))
+    assert {line["amount"] for line in lines} == {"2_patients", "all"}
+    page = (out / "label_efficiency.html").read_text(encoding="utf-8")
+    assert "data:image" in page
+    assert "over mean teacher" in page
+    assert (out / "label_efficiency.md").read_text(encoding="utf-8").count("| 2 patients |") > 1
+    assert "labels compared in" in capsys.readouterr().out
