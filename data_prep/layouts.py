@@ -16,8 +16,8 @@ from pipeline.data.dataset.label_names import label_names
 from pipeline.data.scans.case_names import FIRST_CHANNEL, bare_name, bare_names, case_of_file
 from pipeline.errors import InputError
 
-DECATHLON = "the layout of the Medical Segmentation Decathlon"
-NNUNET, SLICER = "the layout of nnU-Net", "the layout of 3D Slicer"
+DECATHLON = "a folder of the Medical Segmentation Decathlon"
+NNUNET, SLICER = "a folder of nnU-Net", "a folder of 3D Slicer"
 MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR"}
 # Folders of images and labels by these names are taken without being named.
 _FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -40,7 +40,7 @@ def layout_of(folder: Path) -> str | None:
             return DECATHLON
     pair = _folders_of(folder)
     if pair is not None:
-        return f"{pair[0]} and {pair[1]}"
+        return f"a folder of {pair[0]} and {pair[1]}"
     return SLICER if _segmentations(folder) else None
 
 

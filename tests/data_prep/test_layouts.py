@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import shlex
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from data_prep.check import check_dataset
 from data_prep.folder import main
 from data_prep.layouts import import_command, layout_of
 from pipeline.data import load_dataset, read_label, read_volume
@@ -116,7 +118,7 @@ def test_decathlon(decathlon, capsys):
     assert np.array_equal(read_label(dataset.training[0].label).array, label_of(0, organs=1))
     assert sorted(path.name for path in (dataset.folder / "unlabelled").iterdir()) == ["la_001.nii.gz", "la_002.nii.gz"]
     said = capsys.readouterr()
-    assert "layout of the Medical Segmentation Decathlon" in said.out
+    assert "a folder of the Medical Segmentation Decathlon" in said.out
     assert f"without label: 2 scans to segment, in {dataset.folder / 'unlabelled'}" in said.out
     assert said.err == "warning: the test split is empty\n"
 
@@ -444,9 +446,9 @@ def test_folders_of_no_layout(tmp_path, decathlon):
 
 def test_the_command_that_imports_a_folder(decathlon, nnunet, slicer, tmp_path):
     assert [layout_of(folder) for folder in (decathlon, nnunet, slicer, tmp_path)] == [
-        "the layout of the Medical Segmentation Decathlon",
-        "the layout of nnU-Net",
-        "the layout of 3D Slicer",
+        "a folder of the Medical Segmentation Decathlon",
+        "a folder of nnU-Net",
+        "a folder of 3D Slicer",
         None,
     ]
     start = "python -m data_prep.folder --source"
@@ -456,3 +458,23 @@ def test_the_command_that_imports_a_folder(decathlon, nnunet, slicer, tmp_path):
     (plain / "images").mkdir(parents=True)
     (plain / "labels").mkdir()
     assert import_command(plain) == (f"{start} '{plain}' --modality CT-OR-MR --organs NAME,NAME --output NEW-FOLDER")
+
+
+def test_the_check_prints_that_command_and_the_command_works(decathlon, tmp_path, monkeypatch):
+    with pytest.raises(
+        InputError, match="is a folder of the Medical Segmentation Decathlon, no dataset folder yet"
+    ) as error:
+        check_dataset(decathlon)
+    command = shlex.split(str(error.value).partition("import it by: ")[2])
+    assert command[:3] == ["python", "-m", "data_prep.folder"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*command[3:], "--test", "la_003"]) == 0
+    assert check_dataset("NEW-FOLDER").errors == 0
+
+
+def test_the_check_of_a_plain_folder(tmp_path, nnunet):
+    (nnunet / "dataset.json").unlink()
+    with pytest.raises(InputError, match="is a folder of imagesTr and labelsTr, .* --organs NAME,NAME"):
+        check_dataset(nnunet / "dataset.json")
+    with pytest.raises(InputError, match="make a dataset folder with"):
+        check_dataset(tmp_path)

@@ -127,6 +127,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_keys(content: Mapping[str, Any]) -> None:
+    if "intensity" not in content and ("channel_names" in content or "tensorImageSize" in content):
+        raise InputError("is of another tool, nnU-Net or Decathlon; python -m data_prep.check FOLDER tells the way")
     missing = [key for key in _REQUIRED_KEYS if key not in content]
     if missing:
         close = difflib.get_close_matches(missing[0], set(content) - set(_REQUIRED_KEYS), n=1)
