@@ -30,7 +30,7 @@ from data_prep.building import (
 from data_prep.layouts import MODALITIES, read_source
 from data_prep.patients import read_patients
 from data_prep.scan_pairs import FoundScans, ScanPair, find_by_patterns, find_pairs
-from data_prep.scan_reader import ScanReader, labels_of_segments
+from data_prep.scan_reader import ScanReader
 from data_prep.splits import DEFAULT_FRACTIONS, SplitRequests, add_split_options, assign, split_requests_of
 from pipeline.data import (
     DATASET_FILE,
@@ -47,6 +47,7 @@ from pipeline.data import (
 from pipeline.data.dataset.declaration import read_content
 from pipeline.data.dataset.label_names import label_names, names_in_order
 from pipeline.data.scans.formats import NIFTI_SUFFIXES
+from pipeline.data.scans.slicer import names_of_segments
 from pipeline.errors import InputError, run_command
 from pipeline.files.atomic import new_folder
 from pipeline.files.texts import read_json
@@ -197,7 +198,7 @@ def _labels_of(given: argparse.Namespace, found: FoundScans) -> dict[int, str]:
     """Return value to name from the command line, else from what was found."""
     if given.organs is not None or given.labels_json is not None:
         return read_labels(given.organs, given.labels_json)
-    labels = found.labels or labels_of_segments(found.pairs)
+    labels = found.labels or names_of_segments(pair.label for pair in found.pairs)
     if labels is None:
         raise InputError(f"nothing in {found.source} names the organs; give --organs, or --labels-json FILE")
     try:

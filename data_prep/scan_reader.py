@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.scan_pairs import ScanPair
-from pipeline.data import IntensityRule, Volume, default_intensity, doubt_hounsfield, read_label, read_volume
-from pipeline.data.scans.slicer import segment_names
+from pipeline.data import IntensityRule, Volume, default_intensity, doubt_hounsfield, read_volume
+from pipeline.data.scans.slicer import read_named_label
 from pipeline.errors import InputError
 
 
@@ -31,7 +29,7 @@ class ScanReader:
         """Return image and label of a good pair; of a bad one, None, with the problem noted."""
         try:
             image = read_volume(pair.image)
-            label = self._read_label(pair.label, image)
+            label = read_named_label(pair.label, self._labels, like=image)
         except InputError as error:
             self.problems.append(f"case {pair.case}: {error}")
             return None
@@ -49,22 +47,6 @@ class ScanReader:
         self._check_repeated(case, image)
         self._note_image(case, image)
         return image
-
-    def _read_label(self, path: Path, image: Volume) -> Volume:
-        """Return a label map on the image's grid, with the dataset's values also where the file has others by name."""
-        names = segment_names(path)
-        if names is None:
-            return read_label(path, like=image, labels=self._labels)
-        values = {name: value for value, name in self._labels.items() if value}
-        unknown = [name for name in names.values() if name not in values]
-        if unknown:
-            organs = ", ".join(values)
-            raise InputError(f"{path}: segments {', '.join(unknown)} are none of {organs}; rename them in Slicer")
-        label = read_label(path, like=image, labels={0, *names})
-        table = np.zeros(256, dtype=np.uint8)
-        for value, name in names.items():
-            table[value] = values[name]
-        return replace(label, array=table[label.array])
 
     def _check_repeated(self, case: str, image: Volume) -> None:
         """Find one scan under two names, also when it was saved in another format."""
@@ -88,14 +70,3 @@ class ScanReader:
             self.warnings.append(f"case {case}: {doubt}")
         if low == high:
             self.warnings.append(f"case {case}: all voxels are {low:g}")
-
-
-def labels_of_segments(pairs: Iterable[ScanPair]) -> dict[int, str] | None:
-    """Return value to name from the segments of all `.seg.nrrd` files, in the order in which they first occur.
-
-    None where no file names its segments. Raises `InputError` as `segment_names` does.
-    """
-    names: dict[str, None] = {}
-    for pair in pairs:
-        names.update(dict.fromkeys((segment_names(pair.label) or {}).values()))
-    return dict(enumerate(("background", *names))) if names else None

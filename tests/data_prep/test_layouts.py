@@ -474,7 +474,15 @@ def test_the_check_prints_that_command_and_the_command_works(decathlon, tmp_path
 
 def test_the_check_of_a_plain_folder(tmp_path, nnunet):
     (nnunet / "dataset.json").unlink()
-    with pytest.raises(InputError, match="is a folder of imagesTr and labelsTr, .* --organs NAME,NAME"):
+    with pytest.raises(InputError, match=r"is a folder of imagesTr and labelsTr, .* --organs NAME,NAME"):
         check_dataset(nnunet / "dataset.json")
     with pytest.raises(InputError, match="make a dataset folder with"):
         check_dataset(tmp_path)
+
+
+def test_training_on_such_a_folder_is_told_where_to_go(decathlon, nnunet):
+    for folder in (decathlon, nnunet):
+        with pytest.raises(
+            InputError, match=r"dataset\.json: is of another tool, .*; python -m data_prep\.check FOLDER"
+        ):
+            load_dataset(folder)
