@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pipeline.comparison.arms import Comparison
 from pipeline.comparison.pictures.style import PNG_DPI, Picture
 from pipeline.comparison.tables.rows import ComparisonRow
@@ -20,6 +18,7 @@ from pipeline.comparison.tables.verdict import verdict
 from pipeline.data import image_size
 from pipeline.evaluation.provenance import describe_run
 from pipeline.files.atomic import replace_when_complete
+from pipeline.pages.render import render
 
 NO_IMAGES = "Segmentations and graphs need the images: give --dataset FOLDER to have them drawn."
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -55,16 +54,8 @@ def page_html(
     comparison: Comparison, rows: Sequence[ComparisonRow], pictures: Sequence[Picture], images: bool = True
 ) -> str:
     """Return the page of `write_page` as text."""
-    # Names come from files of others: they are escaped wherever the template shows them.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE.name).render(
+    return render(
+        TEMPLATE,
         title=comparison.title,
         verdict=verdict(comparison, rows),
         tables=comparison_tables(comparison, rows),

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _warn_of_gaps(matching, named)
     print(protocol.table(rows))
-    print(f"cases scored: {len(matching.pairs)}; report in {options.output}")
+    print(f"cases scored: {len(matching.pairs)}; report in {Path(options.output) / protocol.page_name}")
     return 0
 
 

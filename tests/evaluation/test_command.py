@@ -197,6 +197,7 @@ def test_published_convention_has_files_of_its_own(folders):
         "per_case_transunet.csv",
         "per_organ_transunet.csv",
         "summary_transunet.json",
+        "report_transunet.html",
     }
     assert read(folders / "report" / "per_case_transunet.csv")[0]["hd95_voxels"] == "1.000000"
 
