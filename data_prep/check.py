@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data_prep.case_checks import CaseReport, check_case, holds_slides
 from data_prep.findings import ERROR, Finding, Findings, table
+from data_prep.layouts import import_command, layout_of
 from pipeline.data import DATASET_FILE, SPLITS
 from pipeline.data.dataset.case_files import leaking_patients, repeated_ids, shared_files, written_alike
 from pipeline.data.dataset.declaration import Declaration, read_declaration
@@ -66,10 +67,11 @@ def check_dataset(folder: str | os.PathLike[str]) -> Check:
     """Check `dataset.json`, every file that it names, and all of them together; what is wrong is a row, never raised.
 
     Files are read by `pipeline.data`, as training and inference read them. Raises `InputError` where there is no
-    dataset folder at all.
+    dataset folder at all; for the folder of another tool, it names the command that imports it.
     """
     path = Path(folder)
     path = path / DATASET_FILE if path.is_dir() else path
+    _refuse_other_layout(path.parent)
     if not path.is_file():
         raise InputError(f"no {DATASET_FILE} at {path}; make a dataset folder with python -m data_prep.folder")
     found = Findings(path.parent)
@@ -83,6 +85,15 @@ def check_dataset(folder: str | os.PathLike[str]) -> Check:
     _note_gaps(found, declared, reports)
     rows = [*found.rows, *(row for report in reports for row in report.rows)]
     return Check(path, sorted(set(rows)), reports)
+
+
+def _refuse_other_layout(folder: Path) -> None:
+    try:
+        layout = layout_of(folder)
+    except InputError:  # a dataset.json that cannot be read becomes a row
+        return
+    if layout is not None:
+        raise InputError(f"{folder} is {layout}, no dataset folder yet; import it by: {import_command(folder)}")
 
 
 def _read_all(declared: Declaration) -> list[CaseReport]:

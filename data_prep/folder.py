@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Any folder of scans and any folder of labels, matched by file name, become a dataset folder.
+r"""Scans with labels become a dataset folder: Decathlon's or nnU-Net's layout, two folders, or names by pattern.
 
+python -m data_prep.folder --source Task02_Heart --modality MR --output DATASET
 python -m data_prep.folder --images IMAGES --labels LABELS --output DATASET --modality CT \
     --organs "liver,right kidney,left kidney,spleen" --test case_07,case_09 --validation 0.2
+python -m data_prep.folder --source PATIENTS --image-pattern "{case}/t2.nii.gz" --label-pattern "{case}/*_seg" \
+    --output DATASET --modality MR --organs "tumour"
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from data_prep.building import (
@@ -29,175 +27,56 @@ from data_prep.building import (
     warn,
     write_nifti,
 )
-from data_prep.splits import SplitRequests, assign, read_split_file
+from data_prep.layouts import MODALITIES, read_source
+from data_prep.patients import read_patients
+from data_prep.scan_pairs import FoundScans, ScanPair, find_by_patterns, find_pairs
+from data_prep.scan_reader import ScanReader
+from data_prep.splits import DEFAULT_FRACTIONS, SplitRequests, add_split_options, assign, split_requests_of
 from pipeline.data import (
+    DATASET_FILE,
     SPLITS,
     Case,
     Dataset,
     IntensityRule,
     Volume,
     default_intensity,
-    doubt_hounsfield,
     parse_labels,
-    read_label,
-    read_volume,
     scan_suffix,
     write_label_map,
 )
+from pipeline.data.dataset.declaration import read_content
+from pipeline.data.dataset.label_names import label_names, names_in_order
+from pipeline.data.scans.formats import NIFTI_SUFFIXES
+from pipeline.data.scans.slicer import names_of_segments
 from pipeline.errors import InputError, run_command
 from pipeline.files.atomic import new_folder
+from pipeline.files.texts import read_json
 
-_NIFTI = (".nii", ".nii.gz")
-# nnU-Net numbers the channels of an image; the label has the bare name.
-_FIRST_CHANNEL = "_0000"
-
-
-@dataclass(frozen=True)
-class NetworkPair:
-    """A scan and its label, as found on disk."""
-
-    case: str
-    image: Path
-    label: Path
-
-
-def find_pairs(images: str | Path, labels: str | Path) -> tuple[list[NetworkPair], list[str]]:
-    """Return scans and labels of one name, sorted, and a problem for each file without its partner.
-
-    A scan is a file that `read_volume` reads, or a folder with a DICOM series. `case_0000.nii.gz` belongs to the
-    label `case.nii.gz`. Raises `InputError` for folders that do not exist.
-    """
-    scans, problems = _scans(Path(images), "image")
-    maps, more = _scans(Path(labels), "label")
-    problems += more
-    for name in [name for name in scans if name.endswith(_FIRST_CHANNEL) and name not in maps]:
-        bare = name.removesuffix(_FIRST_CHANNEL)
-        if bare in maps and bare not in scans:
-            scans[bare] = scans.pop(name)
-    problems += [f"image {scans[name]} has no label of its name in {labels}" for name in sorted(scans.keys() - maps)]
-    problems += [f"label {maps[name]} has no image of its name in {images}" for name in sorted(maps.keys() - scans)]
-    return [NetworkPair(name, scans[name], maps[name]) for name in sorted(scans.keys() & maps)], problems
-
-
-def _scans(folder: Path, kind: str) -> tuple[dict[str, Path], list[str]]:
-    """Return the scans in `folder` by stem, and a problem for each stem that two files share."""
-    if not folder.is_dir():
-        raise InputError(f"no folder of {kind}s at {folder}; correct the path")
-    found: dict[str, Path] = {}
-    problems = []
-    for path in sorted(folder.iterdir()):
-        suffix = scan_suffix(path)
-        if path.name.startswith(".") or (suffix is None and not path.is_dir()):
-            continue
-        stem = path.name[: -len(suffix)] if suffix else path.name
-        if stem in found:
-            problems.append(f"two {kind}s of one name: {found[stem].name} and {path.name} in {folder}; keep one")
-        found[stem] = path
-    return found, problems
-
-
-def read_patients(path: str | Path | None, cases: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return case to patient from a CSV file with the columns `case` and `patient`; without one, each is its own."""
-    if path is None:
-        return {case: case for case in cases}, []
-    listed, problems = listed_patients(path)
-    problems += [f"{path}: no patient for case {case}" for case in cases if not listed.get(case)]
-    return {case: listed.get(case) or case for case in cases}, problems
-
-
-def listed_patients(path: str | Path) -> tuple[dict[str, str], list[str]]:
-    """Return all cases of such a file with their patients, and a problem for each case with two."""
-    listed: dict[str, str] = {}
-    problems = []
-    for row in read_rows(path, ("case", "patient")):
-        case, patient = row["case"], row["patient"]
-        if listed.setdefault(case, patient) != patient:
-            problems.append(f"{path}: case {case} has two patients, {listed[case]} and {patient}")
-    return listed, problems
-
-
-def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, stripped, as column to text; `InputError` where one of `columns` is missing."""
-    names = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}; give a CSV file with the columns {names}") from error
-    if not rows or not set(columns) <= set(rows[0]):
-        raise InputError(f"{path} lacks the columns {names} in its first line")
-    return [{column: (row[column] or "").strip() for column in columns} for row in rows]
+UNLABELLED = "unlabelled"
+_ANY_NAME = "{case}"
 
 
 def read_labels(organs: str | None, labels_json: str | None) -> dict[int, str]:
     """Return value to name, from organ names in the order 1, 2, 3, … or from a JSON file.
 
-    The file holds `{"0": "background", "1": "liver"}`, or the reverse, alone or under the key `labels`.
+    The file holds `{"0": "background", "1": "liver"}`, or the reverse, alone or under the key `labels`. Raises
+    `InputError` for a file that cannot be read, and for values that do not count up from 0.
     """
     if organs is not None:
-        names = [name.strip() for name in organs.split(",")]
-        return parse_labels({str(value): name for value, name in enumerate(["background", *names])})
+        return names_in_order(organs)
     try:
-        content = json.loads(Path(labels_json or "").read_text(encoding="utf-8"))
+        return parse_labels(label_names(read_json(labels_json or "")))
+    except InputError as error:
+        raise InputError(f"{labels_json}: {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(f'cannot read {labels_json}: {error}; give a JSON file such as {{"1": "liver"}}') from error
-    content = content.get("labels", content) if isinstance(content, dict) else content
-    if isinstance(content, dict) and content and all(isinstance(value, int) for value in content.values()):
-        content = {str(value): name for name, value in content.items()}
-    if isinstance(content, dict):
-        content = {"0": "background", **content}
-    return parse_labels(content)
-
-
-class Checker:
-    """Reads every pair once and keeps what is wrong with it, what is odd, and which organs were seen."""
-
-    def __init__(self, labels: dict[int, str], modality: str, rule: IntensityRule) -> None:
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
-        self.seen: dict[str, set[int]] = {}
-        self._labels = labels
-        self._in_hu = modality.upper() == "CT" and rule == default_intensity("CT")
-        self._contents: dict[str, str] = {}
-
-    def read(self, pair: NetworkPair) -> tuple[Volume, Volume] | None:
-        """Return image and label of a good pair; of a bad one, None, with the problem noted."""
-        try:
-            image = read_volume(pair.image)
-            label = read_label(pair.label, like=image, labels=self._labels)
-        except InputError as error:
-            self.problems.append(f"case {pair.case}: {error}")
-            return None
-        self._check_repeated(pair, image)
-        self._note_oddities(pair, image, label)
-        return image, label
-
-    def _check_repeated(self, pair: NetworkPair, image: Volume) -> None:
-        """Find one scan under two names, also when it was saved in another format."""
-        content = hashlib.blake2b(np.ascontiguousarray(image.array).view(np.uint8)).hexdigest() + str(image.array.shape)
-        other = self._contents.setdefault(content, pair.case)
-        if other != pair.case:
-            self.problems.append(f"cases {other} and {pair.case} hold the same image; keep one of them")
-
-    def _note_oddities(self, pair: NetworkPair, image: Volume, label: Volume) -> None:
-        self.seen[pair.case] = set(np.unique(label.array).tolist()) - {0}
-        self.warnings += [f"case {pair.case}: {note}" for note in (*image.notes, *label.notes)]
-        if not self.seen[pair.case]:
-            self.warnings.append(f"case {pair.case}: the label {pair.label.name} is empty")
-        low, high = image.array.min(), image.array.max()
-        doubt = doubt_hounsfield(low, high) if self._in_hu else None
-        if doubt is not None:
-            self.warnings.append(f"case {pair.case}: {doubt}")
-        if low == high:
-            self.warnings.append(f"case {pair.case}: all voxels are {low:g}")
 
 
 def convert(
-    images: str | Path,
-    labels: str | Path,
+    found: FoundScans,
     output: str | Path,
     modality: str,
-    organs: dict[int, str],
+    labels: dict[int, str],
     requests: SplitRequests | None = None,
     *,
     seed: int = 0,
@@ -206,34 +85,36 @@ def convert(
     name: str | None = None,
     link: str | None = None,
 ) -> Dataset:
-    """Check all scans and labels and write the dataset folder `output`; returns the dataset.
+    """Check all scans and labels that were found and write the dataset folder `output`; returns the dataset.
 
-    `organs`: value to name, with 0 the background. `requests`: see `data_prep.splits.assign`. `link`: "hard" or
-    "symbolic" instead of copies. NIfTI files stay as they are; other formats become NIfTI. Raises `InputError` after
-    listing every problem that was found; nothing is left of a folder that could not be finished.
+    `labels`: value to name, with 0 the background. `requests`: see `data_prep.splits.assign`. `link`: "hard" or
+    "symbolic" instead of copies. NIfTI files stay as they are; other formats become NIfTI. Scans without labels go to
+    the folder `unlabelled`. Raises `InputError` after listing every problem that was found; nothing is left of a
+    folder that could not be finished.
     """
-    check_folders_apart(Path(images), Path(labels), Path(output))
     rule = intensity or default_intensity(modality)
-    pairs, problems = find_pairs(images, labels)
-    if not pairs:
-        refuse(problems, images)
-        raise InputError(f"no scans in {images}; give a folder of {', '.join(_NIFTI)} or other volumes")
-    patient_of, more = read_patients(patients, [pair.case for pair in pairs])
+    if not found.pairs:
+        refuse(found.problems, found.source)
+        raise InputError(f"no scans with labels in {found.source}; give {', '.join(NIFTI_SUFFIXES)} or other volumes")
+    patient_of, more = read_patients(patients, [pair.case for pair in found.pairs])
     splits, wrong = assign(patient_of, requests or {}, seed)
-    problems += more + wrong
-    checker = Checker(organs, modality, rule)
+    reader = ScanReader(labels, modality, rule)
     with new_folder(output) as folder:
         cases = []
-        for pair in tqdm(pairs, desc="reading", unit="case", disable=None):
-            volumes = checker.read(pair)
+        for pair in tqdm(found.pairs, desc="reading", unit="case", disable=None):
+            volumes = reader.read(pair)
             if volumes is not None:
-                cases.append(_write(pair, patient_of[pair.case], volumes, folder, link))
-        refuse(problems + checker.problems, images)
+                cases.append(_write_pair(pair, patient_of[pair.case], volumes, folder, link))
+        for case, path in found.unlabelled.items():
+            image = reader.read_image(case, path)
+            if image is not None:
+                _write_image(case, image, path, folder / UNLABELLED, link)
+        refuse(found.problems + more + wrong + reader.problems, found.source)
         dataset = Dataset(
-            name or Path(output).resolve().name, folder, modality, organs, rule, **by_split(cases, splits)
+            name or Path(output).resolve().name, folder, modality, labels, rule, **by_split(cases, splits)
         )
         dataset = finish(folder, dataset)
-    for warning in checker.warnings + _gaps(dataset, checker):
+    for warning in found.warnings + reader.warnings + _gaps(dataset, reader):
         warn(warning)
     return relocated(dataset, output)
 
@@ -243,44 +124,122 @@ def check_folders_apart(images: Path, labels: Path, output: Path) -> None:
     if images.resolve() == labels.resolve():
         raise InputError(f"{images} is given for images and for labels; they lie in two folders")
     for folder in (images, labels):
-        if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-            raise InputError(f"the output {output} lies in {folder}, which is read; choose another output folder")
+        check_output_apart(folder, output)
 
 
-def _write(pair: NetworkPair, patient: str, volumes: tuple[Volume, Volume], folder: Path, link: str | None) -> Case:
+def check_output_apart(folder: Path, output: Path) -> None:
+    """Refuse (`InputError`) an output inside of a folder that is read."""
+    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
+        raise InputError(f"the output {output} lies in {folder}, which is read; choose another output folder")
+
+
+def _write_pair(pair: ScanPair, patient: str, volumes: tuple[Volume, Volume], folder: Path, link: str | None) -> Case:
     image, label = volumes
-    paths = {}
-    for kind, source in (("images", pair.image), ("labels", pair.label)):
-        suffix = scan_suffix(source)
-        paths[kind] = folder / kind / f"{pair.case}{suffix if suffix in _NIFTI else '.nii.gz'}"
-        if suffix in _NIFTI:
-            copy_or_link(source, paths[kind], link)
-        elif kind == "images":
-            write_nifti(paths[kind], image.array, image.affine)
-        else:
-            write_label_map(paths[kind], label.array, like=image)
-    return Case(pair.case, patient, paths["images"], paths["labels"])
+    image_path = _write_image(pair.case, image, pair.image, folder / "images", link)
+    suffix = scan_suffix(pair.label)
+    label_path = folder / "labels" / f"{pair.case}{suffix if suffix in NIFTI_SUFFIXES else '.nii.gz'}"
+    if suffix in NIFTI_SUFFIXES:
+        copy_or_link(pair.label, label_path, link)
+    else:
+        write_label_map(label_path, label.array, like=image)
+    return Case(pair.case, patient, image_path, label_path)
 
 
-def _gaps(dataset: Dataset, checker: Checker) -> list[str]:
+def _write_image(case: str, image: Volume, source: Path, folder: Path, link: str | None) -> Path:
+    suffix = scan_suffix(source)
+    path = folder / f"{case}{suffix if suffix in NIFTI_SUFFIXES else '.nii.gz'}"
+    if suffix in NIFTI_SUFFIXES:
+        copy_or_link(source, path, link)
+    else:
+        write_nifti(path, image.array, image.affine)
+    return path
+
+
+def _gaps(dataset: Dataset, reader: ScanReader) -> list[str]:
     """Return what the splits lack: cases at all, or organs that training would never see."""
     gaps = [f"the {split} split is empty" for split in SPLITS if not dataset.split(split)]
-    seen = set().union(*(checker.seen[case.case] for case in dataset.training))
+    seen = set().union(*(reader.seen[case.case] for case in dataset.training))
     missing = [organ for value, organ in dataset.organs.items() if value not in seen]
     return gaps + [f"no training case has a {organ}" for organ in missing]
+
+
+def find_scans(given: argparse.Namespace) -> FoundScans:
+    """Return the scans that the command line names; `InputError` where its options contradict each other."""
+    patterns = given.image_pattern, given.label_pattern
+    if given.source is not None:
+        if given.images is not None or given.labels is not None:
+            raise InputError("give --source alone, or --images and --labels")
+        source = Path(given.source)
+        check_output_apart(source, Path(given.output))
+        return read_source(source) if patterns == (None, None) else _by_patterns(source, source, *patterns)
+    if given.images is None or given.labels is None:
+        raise InputError("give --source, or --images and --labels")
+    images, labels, output = Path(given.images), Path(given.labels), Path(given.output)
+    if patterns == (None, None):
+        check_folders_apart(images, labels, output)
+        return find_pairs(images, labels)
+    check_output_apart(images, output)
+    check_output_apart(labels, output)
+    return _by_patterns(images, labels, *patterns)
+
+
+def _by_patterns(images: Path, labels: Path, image_pattern: str | None, label_pattern: str | None) -> FoundScans:
+    found = find_by_patterns(images, labels, image_pattern or _ANY_NAME, label_pattern or _ANY_NAME)
+    described = images / DATASET_FILE
+    if described.is_file():
+        try:
+            found.labels = label_names(read_content(described))
+        except InputError as error:
+            found.warnings.append(f"{described} is not used: {error}")
+    return found
+
+
+def _labels_of(given: argparse.Namespace, found: FoundScans) -> dict[int, str]:
+    """Return value to name from the command line, else from what was found."""
+    if given.organs is not None or given.labels_json is not None:
+        return read_labels(given.organs, given.labels_json)
+    labels = found.labels or names_of_segments(pair.label for pair in found.pairs)
+    if labels is None:
+        raise InputError(f"nothing in {found.source} names the organs; give --organs, or --labels-json FILE")
+    try:
+        return parse_labels(labels)
+    except InputError as error:
+        raise InputError(f"{found.source / DATASET_FILE}: {error}") from error
+
+
+def _modality_of(given: argparse.Namespace, found: FoundScans) -> str:
+    if given.modality is None and found.modality is None:
+        raise InputError(f"nothing in {found.source} says whether it is CT or MR; give --modality")
+    if None not in (given.modality, found.modality) and given.modality != found.modality:
+        raise InputError(
+            f"--modality {given.modality}, but {found.source / DATASET_FILE} says {found.modality}; correct either"
+        )
+    return given.modality or found.modality
+
+
+def _requests_of(given: argparse.Namespace, found: FoundScans) -> SplitRequests:
+    """Return the split that the command line asks for, on top of the one that the folder has."""
+    asked = {split: request for split, request in split_requests_of(given).items() if request is not None}
+    own = dict(found.requests)
+    if own and not asked and "validation" not in own:
+        asked = {"validation": DEFAULT_FRACTIONS["validation"]}
+    return {**own, **asked}
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     command = argparse.ArgumentParser(prog="python -m data_prep.folder", description=__doc__.split("\n")[0])
     add = command.add_argument
-    add("--images", required=True, metavar="DIR", help="scans: NIfTI, NRRD, MetaImage, or one folder a DICOM series")
-    add("--labels", required=True, metavar="DIR", help="label maps with the file names of their scans")
+    add("--source", metavar="DIR", help="a folder in the layout of Decathlon, nnU-Net or 3D Slicer")
+    add("--images", metavar="DIR", help="instead: scans as NIfTI, NRRD, MetaImage, or one folder a DICOM series")
+    add("--labels", metavar="DIR", help="label maps with the file names of their scans")
+    add("--image-pattern", metavar="PATTERN", help='path of a scan below its folder: "{case}/t2.nii.gz", "{case}_ct"')
+    add("--label-pattern", metavar="PATTERN", help='path of a label: "{case}/*_seg"; {case} is what both have alike')
     add("--output", required=True, metavar="DIR", help="the dataset folder to make; must not exist")
-    add("--modality", required=True, choices=("CT", "MR"), help="decides the default intensity rule")
-    names = command.add_mutually_exclusive_group(required=True)
+    add("--modality", type=_modality, metavar="{CT,MR}", help="decides the intensity rule; else as dataset.json says")
+    names = command.add_mutually_exclusive_group()
     names.add_argument("--organs", metavar="NAMES", help='names of the labels 1, 2, …: "liver,right kidney"')
-    names.add_argument("--labels-json", metavar="FILE", help='JSON with the names: {"1": "liver"}')
+    names.add_argument("--labels-json", metavar="FILE", help='JSON with the names: {"1": "liver"} or {"liver": 1}')
     add_split_options(command, "scans")
     add("--intensity", nargs=3, metavar=("RULE", "LOW", "HIGH"), help="window -125 275, or percentiles 0.5 99.5")
     add("--name", help="of the dataset; default: the name of the output folder")
@@ -288,47 +247,35 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def add_split_options(command: argparse.ArgumentParser, images: str) -> None:
-    """Add the options that decide who trains and who is scored; `images` is what a patient may have several of."""
-    add = command.add_argument
-    add("--split", metavar="FILE", help='JSON with lists of case ids: {"training": [], "validation": [], "test": []}')
-    request = "case or patient ids separated by commas, or a fraction of the patients"
-    add("--training", "--train", metavar="SPLIT", help=f"{request}; default: all that is left")
-    add("--validation", metavar="SPLIT", help=f"{request}; default 0.1 if no split is given at all")
-    add("--test", metavar="SPLIT", help=f"{request}; default 0.2 if no split is given at all")
-    add("--seed", type=int, default=0, help="of the draw by fractions (default 0)")
-    add("--patients", metavar="CSV", help=f"columns case and patient, where patients have several {images}")
-
-
-def split_requests_of(given: argparse.Namespace) -> dict[str, str | None]:
-    """Return the requests that the options of `add_split_options` hold, from the split file if there is one."""
-    requests: dict[str, str | None] = {split: getattr(given, split) for split in SPLITS}
-    if given.split is None:
-        return requests
-    if any(requests.values()):
-        raise InputError("give --split alone, or --training, --validation and --test")
-    return dict(read_split_file(given.split))
+def _modality(text: str) -> str:
+    try:
+        return MODALITIES[text.strip().lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither CT nor MR") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     given = parser().parse_args(arguments)
+    found = find_scans(given)
     dataset = convert(
-        given.images,
-        given.labels,
+        found,
         given.output,
-        given.modality,
-        read_labels(given.organs, given.labels_json),
-        split_requests_of(given),
+        _modality_of(given, found),
+        _labels_of(given, found),
+        _requests_of(given, found),
         seed=given.seed,
         patients=given.patients,
         intensity=None if given.intensity is None else _rule(*given.intensity),
         name=given.name,
         link=given.link,
     )
+    print(f"read {given.source or given.images}: {found.layout}")
     if given.patients is None:
         print("each case counts as a patient of its own; give --patients where some share one")
     print_summary(dataset)
+    if found.unlabelled:
+        print(f"  without label: {len(found.unlabelled)} scans to segment, in {dataset.folder / UNLABELLED}")
     return 0
 
 

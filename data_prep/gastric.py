@@ -25,10 +25,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.building import LINKS, copy_or_link, finish, print_summary, relocated, warn
-from data_prep.folder import add_split_options, check_folders_apart, read_labels, split_requests_of
+from data_prep.folder import check_folders_apart, read_labels
 from data_prep.gastric_files import Failure, Found, Picture, assigned, find_pairs, read_index, roster_of
 from data_prep.gastric_masks import MaskReader, parse_colours
-from data_prep.splits import SplitRequests
+from data_prep.splits import SplitRequests, add_split_options, split_requests_of
 from data_prep.tiles import Tile, cut_tiles
 from pipeline.data import (
     COLOUR_SLIDE,
@@ -283,10 +283,10 @@ def _report(failures: Sequence[Failure], folder: Path) -> None:
 
 
 def _check_training(cases: Mapping[str, Sequence[Case]], failures: Sequence[Failure], images: Path) -> None:
-    if cases["training"]:
-        return
-    reason = f"{len(failures)} problems are listed above" if failures else "put some into the training split"
-    raise InputError(f"no training picture from {images} is left; {reason}; nothing was written")
+    if not cases["training"]:  # there were some, or the split would have been refused
+        raise InputError(
+            f"no training picture from {images} is left; {len(failures)} problems are listed above; nothing was written"
+        )
 
 
 def _gaps(dataset: Dataset, builder: SlideBuilder) -> list[str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.building import refuse, warn
-from data_prep.folder import listed_patients, read_rows
-from data_prep.splits import SplitRequests, assign
+from data_prep.patients import listed_patients, read_rows
+from data_prep.splits import SplitRequests, assign, list_request
 from pipeline.data import SPLITS, is_image
 from pipeline.errors import InputError
 
@@ -177,8 +177,7 @@ def read_index(path: Path, found: Found) -> Roster:
     known = {pair.case for pair in found.pairs} | found.unusable
     for case in sorted(patients.keys() - known):
         found.fail(case, path, f"names {case}, but there is no such picture; add it, or take the row out")
-    # A comma at the end: a lone "1.5" is the name of a file, no fraction.
-    return Roster(patients, {split: ",".join([*cases, ""]) for split, cases in names.items()}, str(path), problems)
+    return Roster(patients, {split: list_request(cases) for split, cases in names.items()}, str(path), problems)
 
 
 def assigned(found: Found, roster: Roster, seed: int, images: Path) -> list[Picture]:

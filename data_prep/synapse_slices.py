@@ -23,6 +23,7 @@ from data_prep.building import write_nifti
 from data_prep.synapse_protocol import LABELS, TEST, TRAINING, TRAINING_SLICES
 from pipeline.data import CT_WINDOW, Case
 from pipeline.errors import InputError
+from pipeline.files.texts import read_text
 
 _SLICE = re.compile(r"(case\d{4})_slice(\d{3})\.npz")
 _VOLUME = re.compile(r"(case\d{4})\.npy\.h5")
@@ -205,7 +206,7 @@ def _read_list(source: Path, name: str) -> set[str] | None:
     found = sorted(source.rglob(name))
     if not found:
         return None
-    return {Path(line.strip()).name.removesuffix(".npz") for line in found[0].read_text().splitlines() if line.strip()}
+    return {Path(line.strip()).name.removesuffix(".npz") for line in read_text(found[0]).splitlines() if line.strip()}
 
 
 def _read_slices(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pipeline.comparison.arms import Comparison
 from pipeline.comparison.pictures.style import PNG_DPI, Picture
 from pipeline.comparison.tables.rows import ComparisonRow
@@ -20,6 +18,7 @@ from pipeline.comparison.tables.verdict import verdict
 from pipeline.data import image_size
 from pipeline.evaluation.provenance import describe_run
 from pipeline.files.atomic import replace_when_complete
+from pipeline.pages.render import render
 
 NO_IMAGES = "Segmentations and graphs need the images: give --dataset FOLDER to have them drawn."
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -55,7 +54,7 @@ def page_html(
     comparison: Comparison, rows: Sequence[ComparisonRow], pictures: Sequence[Picture], images: bool = True
 ) -> str:
     """Return the page of `write_page` as text."""
-    return render(
+    return render_page(
         title=comparison.title,
         verdict=verdict(comparison, rows),
         tables=comparison_tables(comparison, rows),
@@ -68,20 +67,10 @@ def page_html(
     )
 
 
-def render(*, pictures: Sequence[Picture], **content: Any) -> str:
-    """Return a page of tables and pictures as HTML; `content` is what the template shows, else nothing."""
-    # Names come from files of others: they are escaped wherever the template shows them.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    empty = {"verdict": "", "notes": (), "left_out": "", "arms": ()}
-    shown = [_shown(picture) for picture in pictures]
-    return environment.get_template(TEMPLATE.name).render({**empty, **content}, pictures=shown, made=describe_run())
+def render_page(*, pictures: Sequence[Picture], **content: Any) -> str:
+    """Return a page of tables and pictures; `content` is what the template shows, and nothing where it is not given."""
+    content = {"verdict": "", "notes": (), "left_out": "", "arms": (), **content}
+    return render(TEMPLATE, **content, pictures=[_shown(picture) for picture in pictures], made=describe_run())
 
 
 def _shown(picture: Picture) -> dict[str, Any]:

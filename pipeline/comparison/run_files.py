@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.evaluation.report import protocol_named
 from pipeline.evaluation.scores import STATUSES
 from pipeline.evaluation.surface import diagonal_mm
 from pipeline.files.spreadsheets import without_apostrophe
+from pipeline.files.texts import read_cells, read_json
 
 _EVALUATE = "evaluate the run again into its folder report (evaluate.yaml with --run_dir RUN/report)"
 _TEXT = ("case", "image", "organ", "class", "status")
@@ -94,7 +94,7 @@ def _case_file(kind: str) -> str:
 
 def _read_json(path: Path, advice: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); {advice}") from error
     if not isinstance(content, dict):
@@ -105,8 +105,7 @@ def _read_json(path: Path, advice: str) -> dict[str, Any]:
 def _read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     """Return a CSV file as text, as it stands: a case named NA is a case."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
+        header, *rows = read_cells(path)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a table ({error}); {_EVALUATE}") from error
     lacking = [column for column in needed if column not in header]

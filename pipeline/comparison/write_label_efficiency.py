@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.comparison import arrange, read_runs
 from pipeline.comparison.label_efficiency import Amount, EfficiencyRow, efficiency_rows, labelled_count
-from pipeline.comparison.page import render
+from pipeline.comparison.page import render_page
 from pipeline.comparison.paired import Difference, main_metric
 from pipeline.comparison.pictures.label_curves import draw_label_curves
 from pipeline.comparison.tables.table import MARKS, NOT_SIGNIFICANT, Table, markdown_table
@@ -60,7 +60,7 @@ def write_label_efficiency(
     tables = [_table(student, rows) for student in dict.fromkeys(row.student for row in rows)]
     picture = draw_label_curves(rows, folder / FIGURES)
     title = title or f"{dataset.name}: accuracy by the amount of labels"
-    page = render(title=title, tables=tables, marks=MARKS, legend=_LEGEND, pictures=[picture])
+    page = render_page(title=title, tables=tables, marks=MARKS, legend=_LEGEND, pictures=[picture])
     for ending, text in (("html", page), ("md", _markdown(title, tables)), ("csv", _csv(rows))):
         with replace_when_complete(folder / f"{NAME}.{ending}") as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.dataset.dataset import SCANS, SLIDES, Dataset, load_dataset
-from pipeline.data.scans.volumes import read_label
+from pipeline.data.dataset.dataset import SCANS, SLIDES
+from pipeline.data.scans.slicer import read_named_label
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.mask_files import read_mask
 from pipeline.evaluation.matching import CasePair, Matching, match_cases
+from pipeline.evaluation.organs import ScoredOrgans, organs_given, organs_of_files
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.provenance import describe_case, describe_run
 from pipeline.evaluation.report import PROTOCOLS, check_output_folder, protocol_named, write_report
@@ -30,42 +31,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Score what the command line names; returns exit code 0."""
     options = _parser().parse_args(arguments)
     started = time.perf_counter()
-    dataset = None if options.dataset is None else load_dataset(options.dataset)
-    kind = SCANS if dataset is None else dataset.kind
-    protocol = _protocol(options.protocol, kind)
-    matching = match_cases(Path(options.predictions), Path(options.labels), options.allow_missing, kind)
+    named = organs_given(options.organs, options.dataset)
+    protocol = _protocol(options.protocol, named.kind)
+    matching = match_cases(Path(options.predictions), Path(options.labels), options.allow_missing, named.kind)
     check_output_folder(options.output)
-    organs = dataset.organs if dataset is not None else organs_of_labels(matching.pairs)
-    scores, cases = score_pairs(matching.pairs, organs, protocol, dataset is None or dataset.spacing_known)
+    organs = named.organs or _organs_of(matching)
+    scores, cases = score_pairs(matching.pairs, organs, protocol, named.spacing_known)
     rows = write_report(
         options.output,
         protocol,
         scores,
         {
-            **_inputs(options, dataset, matching),
+            **_inputs(options, named, matching),
             **describe_run(),
             "cases": cases,
             "timings": {"total_seconds": round(time.perf_counter() - started, 3)},
         },
     )
-    _warn_of_gaps(matching, dataset)
+    _warn_of_gaps(matching, named)
     print(protocol.table(rows))
-    print(f"cases scored: {len(matching.pairs)}; report in {options.output}")
+    print(f"cases scored: {len(matching.pairs)}; report in {Path(options.output) / protocol.page_name}")
     return 0
 
 
-def organs_of_labels(pairs: Sequence[CasePair]) -> dict[int, str]:
-    """Return `{value: "label_value"}` for every value in the label files, where no dataset names the organs.
-
-    Raises `InputError` if all labels are empty.
-    """
-    values: set[int] = set()
-    for pair in pairs:
-        counts = np.bincount(read_label(pair.label).array.ravel(order="K"), minlength=1)
-        values.update(int(value) for value in np.flatnonzero(counts) if value != 0)
-    if not values:
-        raise InputError(f"no label file holds an organ, all voxels are 0 ({pairs[0].label.parent}); check the labels")
-    return {value: f"label_{value}" for value in sorted(values)}
+def _organs_of(matching: Matching) -> dict[int, str]:
+    pairs = matching.pairs
+    return organs_of_files([pair.prediction for pair in pairs], [pair.label for pair in pairs])
 
 
 def score_pairs(
@@ -99,7 +90,7 @@ def _score_pair(
     pair: CasePair, organs: dict[int, str], protocol: Protocol, spacing_known: bool
 ) -> tuple[list[Any], dict[str, Any]]:
     started = time.perf_counter()
-    prediction, label, spacing_mm = (_read_masks if protocol.kind == SLIDES else _read_volumes)(pair, {0, *organs})
+    prediction, label, spacing_mm = (_read_masks if protocol.kind == SLIDES else _read_volumes)(pair, organs)
     spacing_mm = spacing_mm if spacing_known else None
     read = time.perf_counter()
     rows = protocol.score(pair.case, prediction, label, organs, spacing_mm)
@@ -107,14 +98,15 @@ def _score_pair(
     return rows, describe_case(pair.case, label.shape, spacing_mm, **seconds)
 
 
-def _read_volumes(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
+def _read_volumes(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
     """Return prediction, label and voxel size of a scan."""
-    label = read_label(pair.label, labels=known)
-    return read_label(pair.prediction, like=label, labels=known).array, label.array, label.spacing_mm
+    label = read_named_label(pair.label, organs)
+    return read_named_label(pair.prediction, organs, like=label).array, label.array, label.spacing_mm
 
 
-def _read_masks(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
+def _read_masks(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
     """Return prediction and label of a slide, which is measured in pixels."""
+    known = {0, *organs}
     label = read_mask(pair.label, known)
     return read_mask(pair.prediction, known, label.shape), label, None
 
@@ -130,9 +122,9 @@ def _protocol(name: str | None, kind: str) -> Protocol:
     return protocol
 
 
-def _inputs(options: argparse.Namespace, dataset: Dataset | None, matching: Matching) -> dict[str, Any]:
+def _inputs(options: argparse.Namespace, named: ScoredOrgans, matching: Matching) -> dict[str, Any]:
     return {
-        "dataset": None if dataset is None else dataset.name,
+        "dataset": named.dataset,
         "predictions": options.predictions,
         "labels": options.labels,
         "missing_predictions": list(matching.missing),
@@ -140,7 +132,7 @@ def _inputs(options: argparse.Namespace, dataset: Dataset | None, matching: Matc
     }
 
 
-def _warn_of_gaps(matching: Matching, dataset: Dataset | None) -> None:
+def _warn_of_gaps(matching: Matching, named: ScoredOrgans) -> None:
     if matching.missing or matching.extra:
         _logger.warning(
             "not scored: %d labels without prediction (%s), %d predictions without label (%s)",
@@ -149,8 +141,8 @@ def _warn_of_gaps(matching: Matching, dataset: Dataset | None) -> None:
             len(matching.extra),
             ", ".join(matching.extra) or "none",
         )
-    if dataset is not None and dataset.kind == SCANS and not dataset.spacing_known:
-        _logger.warning("dataset %s has no voxel size: distances in mm and volumes in ml stay empty", dataset.name)
+    if named.kind == SCANS and not named.spacing_known:
+        _logger.warning("dataset %s has no voxel size: distances in mm and volumes in ml stay empty", named.dataset)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         help="label maps: CASE.nii.gz of scans, CASE.tif or CASE.png of slides",
     )
     parser.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
-    parser.add_argument("--dataset", metavar="JSON_OR_DIR", help="dataset.json with the classes; slides need it")
+    parser.add_argument("--organs", metavar="NAMES", help='names of the labels 1, 2, …: "liver,spleen"')
+    parser.add_argument(
+        "--dataset",
+        metavar="JSON_OR_DIR",
+        help="instead: dataset.json of this project, Decathlon or nnU-Net, of which the labels count; slides need it",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
     parser.add_argument(
         "--protocol",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.dataset.dataset import SCANS, SLIDES
+from pipeline.data.scans.case_names import match_names
 from pipeline.data.scans.volumes import SUFFIXES, scan_suffix
 from pipeline.errors import InputError
 from pipeline.evaluation.mask_files import MASK_SUFFIXES, is_overview, mask_suffix
@@ -40,17 +41,18 @@ class Matching:
 def match_cases(predictions: Path, labels: Path, allow_missing: bool = False, kind: str = SCANS) -> Matching:
     """Match label maps of two folders by case id; two files are a pair whatever their names.
 
-    `kind` is "scans" or "slides". Files of other formats and hidden files are passed over. Raises `InputError` for a
-    path that does not exist, a folder without label maps, one id twice in a folder, one file on both sides, nothing in
-    common, and, unless `allow_missing`, for cases that have one of the two files alone, all of them listed.
+    `kind` is "scans" or "slides". Of scans, nnU-Net's `_0000` and Slicer's `.seg` at the end of a name do not count:
+    see `match_names`. Files of other formats and hidden files are passed over. Raises `InputError` for a path that
+    does not exist, a folder without label maps, one id twice in a folder, one file on both sides, nothing in common,
+    and, unless `allow_missing`, for cases that have one of the two files alone, all of them listed.
     """
     predicted, labelled = _files(predictions, kind), _files(labels, kind)
     if predictions.is_file() and labels.is_file():
         return Matching((_pair(case_id(labels, kind), predictions, labels),), (), ())
-    common = sorted(predicted.keys() & labelled.keys())
-    missing = tuple(sorted(labelled.keys() - predicted.keys()))
-    extra = tuple(sorted(predicted.keys() - labelled.keys()))
-    if not common:
+    matched = match_names(predicted, labelled) if kind == SCANS else _equal_names(predicted, labelled)
+    missing = tuple(sorted(labelled.keys() - {name for _, name in matched.values()}))
+    extra = tuple(sorted(predicted.keys() - {name for name, _ in matched.values()}))
+    if not matched:
         raise InputError(
             f"no case id is in both {predictions} ({', '.join(extra)}) and {labels} ({', '.join(missing)}); "
             "name predictions as their labels"
@@ -62,7 +64,12 @@ def match_cases(predictions: Path, labels: Path, allow_missing: bool = False, ki
             f"{' and '.join(parts)} ({predictions} against {labels}); "
             "add the files, or score the rest with --allow-missing"
         )
-    return Matching(tuple(_pair(case, predicted[case], labelled[case]) for case in common), missing, extra)
+    pairs = [_pair(case, predicted[first], labelled[second]) for case, (first, second) in sorted(matched.items())]
+    return Matching(tuple(pairs), missing, extra)
+
+
+def _equal_names(first: dict[str, Path], second: dict[str, Path]) -> dict[str, tuple[str, str]]:
+    return {name: (name, name) for name in first.keys() & second.keys()}
 
 
 def case_id(path: Path, kind: str = SCANS) -> str:

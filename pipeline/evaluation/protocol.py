@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.tables import columns_of
+from pipeline.evaluation.tables import ShownTable, columns_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Protocol:
     """How cases are scored and classes summarised, and what the files and their columns are called.
 
     `score(case, prediction, label, organs, spacing_mm)` returns score rows with `case` and `label`; `summarise(rows)`
-    returns `summary_row`s with the row `mean` last, which `table(summary rows)` shows on the console. `pooled(rows,
+    returns `summary_row`s with the row `mean` last, which `shown(summary rows)` makes a table of. `pooled(rows,
     summary rows)`, where there is one, returns the figures of all cases together, for `summary.json`. `kind` is what
     the protocol is for, "scans" or "slides". The tables are `files` (cases, classes); `suffix` is part of every file
     name. `definitions` explains the figures in the summary.
@@ -25,7 +25,7 @@ class Protocol:
     kind: str
     score: Callable[..., list[Any]]
     summarise: Callable[[Sequence[Any]], list[Any]]
-    table: Callable[[Sequence[Any]], str]
+    shown: Callable[[Sequence[Any]], ShownTable]
     summary_row: type
     per_case_columns: tuple[str, ...]
     definitions: Mapping[str, str]
@@ -37,6 +37,15 @@ class Protocol:
     def per_organ_columns(self) -> tuple[str, ...]:
         """Names of the columns of the table of classes: all that a summary row has."""
         return columns_of(self.summary_row)
+
+    @property
+    def page_name(self) -> str:
+        """Name of the page of a report."""
+        return f"report{self.suffix}.html"
+
+    def table(self, rows: Sequence[Any]) -> str:
+        """Return summary rows as a table for the console."""
+        return self.shown(rows).text()
 
     def file_names(self) -> tuple[str, str, str]:
         """Return the names of the case table, the organ table and the summary."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of one evaluation: a table of cases, a table of classes and summary.json, and the table on the console.
+"""The report of one evaluation: a table of cases, a table of classes, summary.json, and all of it as one page.
 
 Files of a protocol that follows a published convention carry its name, so that they are never mixed with ours.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.errors import InputError
+from pipeline.evaluation.page import page_html
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.provenance import json_number
 from pipeline.evaluation.scans.protocols import MM, TRANSUNET
@@ -52,7 +53,7 @@ def write_report(
     scores: Sequence[Any],
     description: Mapping[str, Any],
 ) -> list[Any]:
-    """Write the three files of a report, all or none of them, and return the summary rows.
+    """Write the files of a report, all or none of them, and return the summary rows.
 
     `scores` are rows of `protocol.score` over all cases; files list them by case name and label value. `description`
     (JSON primitives) goes into the summary beside the results. Raises `InputError` if there is no score or the folder
@@ -74,6 +75,7 @@ def write_report(
     _write_together(
         {
             summary: json.dumps(content, indent=2, allow_nan=False) + "\n",
+            Path(folder) / protocol.page_name: page_html(protocol, ordered, rows, description),
             per_organ: csv_text(protocol.per_organ_columns, rows),
             per_case: csv_text(protocol.per_case_columns, ordered),
         }

@@ -7,10 +7,23 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pipeline.files.spreadsheets import with_apostrophe
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table for people: header and rows of text, the first cell of a row names it, and notes on how to read it."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """Return the table for the console, with its notes below."""
+        return "\n".join((text_table(self.header, self.rows), *self.notes))
 
 
 def columns_of(row: Any) -> tuple[str, ...]:

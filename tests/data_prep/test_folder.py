@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of scans and labels: what becomes of good ones, every problem told, nothing half-written."""
 
+import codecs
 import json
 import os
 import re
@@ -87,6 +88,22 @@ def test_patients_stay_together(source):
     dataset = load_dataset(source / "out")
     assert {case.case for case in dataset.test} == {"s1", "s2"}
     assert {case.patient for case in dataset.training} == {"bert", "carl"}
+
+
+def test_patients_as_a_spreadsheet_saves_them(source):
+    text = "Case;Patient;Age\r\ns1.nii.gz;anna;40\r\ns2;anna;40\r\ns3;bert;50\r\ns4_0000;carl;\r\n;;\r\n"
+    (source / "patients.csv").write_bytes(codecs.BOM_UTF8 + text.encode())
+    run(source, "--patients", str(source / "patients.csv"), "--test", "anna")
+    dataset = load_dataset(source / "out")
+    assert {case.case for case in dataset.test} == {"s1", "s2"}
+    assert {case.patient for case in dataset.training} == {"bert", "carl"}
+
+
+def test_a_dataset_json_saved_with_a_mark(source):
+    run(source)
+    path = source / "out/dataset.json"
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_dataset(source / "out").labels[2] == "right kidney"
 
 
 def test_a_split_file(source):
@@ -282,7 +299,7 @@ def test_no_scans_at_all(source):
         for path in (source / kind).iterdir():
             path.unlink()
         (source / kind / "readme.txt").write_text("soon")
-    with pytest.raises(InputError, match="no scans in"):
+    with pytest.raises(InputError, match="no scans with labels in"):
         run(source)
 
 

@@ -206,9 +206,10 @@ def test_no_training_picture_is_left(source, capsys):
     assert nothing_is_left(source)
 
 
-def test_everything_is_for_the_test(source):
-    with pytest.raises(InputError, match="put some into the training split"):
+def test_everything_is_for_the_test(source, capsys):
+    with pytest.raises(InputError, match="1 problem"):
         run(source, "--test", "a,b,c,d")
+    assert "no case is left to train on: of 4 cases, 4 in test" in capsys.readouterr().err
     assert nothing_is_left(source)
 
 

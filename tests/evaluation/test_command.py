@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from pipeline.data.dataset.dataset import Case, Dataset, write_dataset_json
 from pipeline.data.dataset.intensity import default_intensity
@@ -61,12 +63,12 @@ def refused(folder: Path, match: str, *more: str, **paths: str) -> None:
 def test_two_folders(folders, capsys):
     assert run(folders) == 0
     rows = {(row["case"], row["organ"]): row for row in read(folders / "report" / "per_case.csv")}
-    assert set(rows) == {(case, organ) for case in "ab" for organ in ("label_1", "label_2")}
-    assert rows["a", "label_1"]["hd95_mm"] == "2.000000"
-    assert rows["a", "label_1"]["dice"] == "0.750000"
-    assert rows["a", "label_1"]["volume_label_ml"] == f"{64 * 6 / 1000:.6f}"
-    assert rows["a", "label_2"]["status"] == "absent"
-    assert rows["b", "label_2"]["dice"] == "1.000000"
+    assert set(rows) == {(case, organ) for case in "ab" for organ in ("label 1", "label 2")}
+    assert rows["a", "label 1"]["hd95_mm"] == "2.000000"
+    assert rows["a", "label 1"]["dice"] == "0.750000"
+    assert rows["a", "label 1"]["volume_label_ml"] == f"{64 * 6 / 1000:.6f}"
+    assert rows["a", "label 2"]["status"] == "absent"
+    assert rows["b", "label 2"]["dice"] == "1.000000"
     printed = capsys.readouterr().out
     assert "0.750" in printed
     assert "0.875" in printed
@@ -98,12 +100,104 @@ def test_dataset_names_the_organs(folders):
         assert rows[0]["dice_mean"] == "0.750000"
 
 
+def test_organs_named_on_the_command_line(folders):
+    assert run(folders, "--organs", "liver, spleen") == 0
+    assert [row["organ"] for row in read(folders / "report" / "per_organ.csv")] == ["liver", "spleen", "mean"]
+
+
+FOREIGN = {
+    "decathlon": {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver", "2": "spleen"},
+        "numTraining": 2,
+        "training": [{"image": "./imagesTr/gone.nii.gz", "label": "./labelsTr/gone.nii.gz"}],
+        "test": ["./imagesTs/x.nii.gz"],
+    },
+    "nnunet": {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "liver": 1, "spleen": 2}},
+    "ours without images": {
+        "name": "mine",
+        "labels": {"0": "background", "1": "liver", "2": "spleen"},
+        "training": [{"case": "a", "patient": "a", "image": "gone.nii.gz", "label": "gone.nii.gz"}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_only_the_labels_of_a_dataset_json_count(folders, kind):
+    (folders / "dataset.json").write_bytes(codecs.BOM_UTF8 + json.dumps(FOREIGN[kind]).encode())
+    for where in (folders, folders / "dataset.json"):
+        assert run(folders, "--dataset", str(where)) == 0
+        assert [row["organ"] for row in read(folders / "report" / "per_organ.csv")] == ["liver", "spleen", "mean"]
+
+
+def test_values_with_gaps_have_names(folders):
+    write(folders / "labels" / "b.nii.gz", cube(7))
+    write(folders / "predictions" / "b.nii", cube(7))
+    (folders / "x.json").write_text(json.dumps({"labels": {"liver": 1, "aorta": 7}}))
+    assert run(folders, "--dataset", str(folders / "x.json")) == 0
+    assert [row["label"] for row in read(folders / "report" / "per_organ.csv")] == ["1", "7", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"labels": {"whole": [1, 2]}}, "dataset.json: labels: whole are regions"),
+        ({"name": "no labels"}, "dataset.json: labels"),
+    ],
+)
+def test_a_dataset_json_that_names_nothing(folders, content, message):
+    (folders / "dataset.json").write_text(json.dumps(content))
+    refused(folders, message, "--dataset", str(folders))
+    refused(folders, "not both", "--dataset", str(folders), "--organs", "liver")
+    (folders / "dataset.json").unlink()
+    refused(
+        folders, "no dataset.json at .*; correct --dataset, or name the organs by --organs", "--dataset", str(folders)
+    )
+
+
+@pytest.mark.parametrize("which", ["predictions", "labels"])
+def test_the_channel_number_of_nnunet_is_no_part_of_the_name(folders, which):
+    for path in (folders / which).iterdir():
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    assert run(folders) == 0
+    assert [row["case"] for row in read(folders / "report" / "per_case.csv")] == ["a", "a", "b", "b"]
+
+
+def save_segments(path: Path, labels: np.ndarray, *names: str) -> None:
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(labels[::-1, ::-1].T))
+    image.SetSpacing((2.0, 1.0, 3.0))
+    image.SetOrigin((-18.0, -8.0, 0.0))  # LPS: the grid of `AFFINE` with two axes turned
+    for index, name in enumerate(names):
+        image.SetMetaData(f"Segment{index}_Name", name)
+        image.SetMetaData(f"Segment{index}_LabelValue", str(index + 1))
+    path.parent.mkdir(exist_ok=True)
+    SimpleITK.WriteImage(image, str(path))
+
+
+def test_segments_of_slicer_are_scored_by_name(folders):
+    """Values follow the order of drawing: in the second reader's file, 2 is the liver."""
+    save_segments(folders / "first" / "a.seg.nrrd", cube(), "liver", "spleen")
+    save_segments(folders / "second" / "a.seg.nrrd", cube(2, start=3), "spleen", "liver")
+    for more in ([], ["--organs", "spleen,liver"]):
+        assert run(folders, *more, predictions="second", labels="first") == 0
+        rows = {row["organ"]: row for row in read(folders / "report" / "per_case.csv")}
+        assert (rows["liver"]["dice"], rows["spleen"]["status"]) == ("0.750000", "absent")
+
+
+def test_segments_against_bare_numbers_need_names(folders):
+    save_segments(folders / "first" / "a.seg.nrrd", cube(2), "spleen", "liver")
+    refused(folders, "does not name its values, as other files do", "--allow-missing", labels="first")
+    assert run(folders, "--allow-missing", "--organs", "liver,spleen", labels="first") == 0
+    assert read(folders / "report" / "per_case.csv")[0]["dice"] == "0.750000"
+
+
 def test_published_convention_has_files_of_its_own(folders):
     assert run(folders, "--protocol", "transunet") == 0
     assert {path.name for path in (folders / "report").iterdir()} == {
         "per_case_transunet.csv",
         "per_organ_transunet.csv",
         "summary_transunet.json",
+        "report_transunet.html",
     }
     assert read(folders / "report" / "per_case_transunet.csv")[0]["hd95_voxels"] == "1.000000"
 
@@ -188,5 +282,5 @@ def test_known_dice_of_a_real_abdomen(shared_data, tmp_path, capsys):
     predictions = folder / "label_synapse8_3mm_v2fast.nii.gz"
     paths = ["--predictions", predictions, "--labels", folder / "label_synapse8_3mm.nii.gz", "--output", tmp_path]
     assert main([*map(str, paths)]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("label_")]
-    assert [line[6] for line in lines] == ["0.941", "0.944", "0.970", "0.971", "0.985", "0.809", "0.980", "0.946"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("label ")]
+    assert [line[7] for line in lines] == ["0.941", "0.944", "0.970", "0.971", "0.985", "0.809", "0.980", "0.946"]

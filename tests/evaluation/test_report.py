@@ -103,7 +103,9 @@ def test_protocols_have_files_of_their_own(tmp_path):
     write_report(tmp_path, MM, scores(), {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     write_report(tmp_path, TRANSUNET, scores(protocol=TRANSUNET), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(MM.file_names() + TRANSUNET.file_names())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        (*MM.file_names(), MM.page_name, *TRANSUNET.file_names(), TRANSUNET.page_name)
+    )
     assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
     text = (tmp_path / "per_case_transunet.csv").read_text()
     assert "mm" not in text.splitlines()[0]

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.dataset.intensity import IntensityRule
 from pipeline.errors import InputError
+from pipeline.files.texts import read_json
 
 DATASET_FILE = "dataset.json"
 SPLITS = ("training", "validation", "test")
@@ -69,7 +70,7 @@ def read_declaration(folder: str | os.PathLike[str]) -> Declaration:
     """
     path = Path(folder)
     path = path / DATASET_FILE if path.is_dir() else path
-    content = _read_json(path)
+    content = read_content(path)
     problems: list[InputError] = []
     _tried(problems, _check_keys, content)
 
@@ -97,12 +98,13 @@ def _tried(problems: list[InputError], parse: Callable[..., _Parsed], *arguments
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """Return what the JSON file at `path` holds; `InputError` where it is missing or no JSON object."""
     if not path.is_file():
         raise InputError(f"no {DATASET_FILE} at {path}; make a dataset folder with python -m data_prep.folder")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
+        content = read_json(path, _without_duplicates)
+    except JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}; correct that line") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -125,6 +127,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_keys(content: Mapping[str, Any]) -> None:
+    if "intensity" not in content and ("channel_names" in content or "tensorImageSize" in content):
+        raise InputError("is of another tool, nnU-Net or Decathlon; python -m data_prep.check FOLDER tells the way")
     missing = [key for key in _REQUIRED_KEYS if key not in content]
     if missing:
         close = difflib.get_close_matches(missing[0], set(content) - set(_REQUIRED_KEYS), n=1)
@@ -221,7 +225,7 @@ def _parse_case(problems: list[InputError], folder: Path, where: str, entry: Any
     if len(problems) > known:
         return None
     paths = {
-        key: _tried(problems, _inside, folder, f"{where}: {key}", given[key])
+        key: _tried(problems, path_inside, folder, f"{where}: {key}", given[key])
         for key in ("image", "label")
         if key in given
     }
@@ -257,7 +261,7 @@ def _check_id(where: str, case: str) -> None:
         )
 
 
-def _inside(folder: Path, where: str, relative: str) -> Path:
+def path_inside(folder: Path, where: str, relative: str) -> Path:
     """Return `folder / relative`; a path that names a place outside the folder is refused (links are followed)."""
     if any(unicodedata.category(character) in _NO_NAME for character in relative):
         raise InputError(f"{where} {relative!r} holds a control character; rename the file without it")

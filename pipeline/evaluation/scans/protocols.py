@@ -18,7 +18,7 @@ from pipeline.evaluation.scans.transunet import (
 )
 from pipeline.evaluation.scores import score_case
 from pipeline.evaluation.summaries import OrganSummary, summarise_organs
-from pipeline.evaluation.tables import columns_of, text_interval, text_number, text_table
+from pipeline.evaluation.tables import ShownTable, columns_of, text_interval, text_number
 
 PER_CASE_COLUMNS = (
     "case",
@@ -35,13 +35,13 @@ PER_CASE_COLUMNS = (
 )
 
 
-def _organ_table(rows: Sequence[OrganSummary]) -> str:
+def _organ_table(rows: Sequence[OrganSummary]) -> ShownTable:
     header = ("Dice", "95% interval", "HD95 mm", "median", "penalised", "volume error ml")
     note = "HD95 is inf where an organ was missed or invented; the penalised mean takes the volume's diagonal there."
     return _table(rows, header, [_figures(row) for row in rows], note)
 
 
-def _transunet_table(rows: Sequence[TransUNetSummary]) -> str:
+def _transunet_table(rows: Sequence[TransUNetSummary]) -> ShownTable:
     figures = [(text_number(row.dice_mean, 3), text_number(row.hd95_voxels_mean, 2)) for row in rows]
     note = "TransUNet convention: compare with published Synapse figures alone; a missed organ has HD95 0."
     return _table(rows, ("Dice", "HD95 voxels"), figures, note)
@@ -52,12 +52,12 @@ def _table(
     header: tuple[str, ...],
     figures: Sequence[tuple[str, ...]],
     note: str,
-) -> str:
-    table = text_table(
+) -> ShownTable:
+    return ShownTable(
         ("organ", "cases", "ok", "missed", "false pos", "absent", *header),
-        [(row.organ, *map(str, _counts(row)), *cells) for row, cells in zip(rows, figures, strict=True)],
+        tuple((row.organ, *map(str, _counts(row)), *cells) for row, cells in zip(rows, figures, strict=True)),
+        (note,),
     )
-    return f"{table}\n{note}"
 
 
 def _figures(row: OrganSummary) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ MM = Protocol(
     kind=SCANS,
     score=score_case,
     summarise=summarise_organs,
-    table=_organ_table,
+    shown=_organ_table,
     summary_row=OrganSummary,
     per_case_columns=PER_CASE_COLUMNS,
     definitions={
@@ -99,7 +99,7 @@ TRANSUNET = Protocol(
     suffix="_transunet",
     score=score_case_transunet,
     summarise=summarise_transunet,
-    table=_transunet_table,
+    shown=_transunet_table,
     summary_row=TransUNetSummary,
     per_case_columns=columns_of(TransUNetScore),
     definitions={

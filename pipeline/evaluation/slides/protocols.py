@@ -24,7 +24,7 @@ from pipeline.evaluation.slides.image_scores import (
     score_image,
     summarise_classes,
 )
-from pipeline.evaluation.tables import text_interval, text_number, text_table
+from pipeline.evaluation.tables import ShownTable, text_interval, text_number
 
 
 def pooled_summary(scores: Sequence[ImageScore], rows: Sequence[ClassSummary]) -> dict[str, Any]:
@@ -46,20 +46,21 @@ def pooled_summary(scores: Sequence[ImageScore], rows: Sequence[ClassSummary]) -
     }
 
 
-def class_table(rows: Sequence[ClassSummary]) -> str:
-    """Return the summary rows of a report of slides as a table for the console, with all counts."""
+def class_table(rows: Sequence[ClassSummary]) -> ShownTable:
+    """Return the summary rows of a report of slides as a table for people, with all counts."""
     header = ("class", "images", "ok", "missed", "false pos", "absent", "accuracy", "IoU", "precision", "recall")
     header += ("specificity", "F1", "Dice", "95% interval", "HD95 px", "median", "penalised")
     mean = rows[-1]
-    return "\n".join(
+    return ShownTable(
+        header,
+        tuple(_cells(row) for row in rows),
         (
-            text_table(header, [_cells(row) for row in rows]),
             f"ACC {text_number(mean.accuracy, 4)} (95% interval "
             f"{text_interval(mean.accuracy_ci95_low, mean.accuracy_ci95_high, 4)}), mIoU {text_number(mean.iou, 4)} "
             f"({text_interval(mean.iou_ci95_low, mean.iou_ci95_high, 4)}): one confusion matrix over all images.",
             "Dice and HD95 are per image, in pixels of the map scored; HD95 is inf where a class was missed or "
             "invented, and the penalised mean takes the map's diagonal there.",
-        )
+        ),
     )
 
 
@@ -100,7 +101,7 @@ _COMMON = {
     "kind": SLIDES,
     "score": score_image,
     "summarise": summarise_classes,
-    "table": class_table,
+    "shown": class_table,
     "summary_row": ClassSummary,
     "per_case_columns": PER_IMAGE_COLUMNS,
     "files": ("per_image", "per_class"),

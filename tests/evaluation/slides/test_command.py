@@ -70,7 +70,12 @@ def refused(folder: Path, match: str, *more: str, **paths) -> None:
 
 def test_two_folders(folder, capsys, caplog):
     assert run(folder) == 0
-    assert {path.name for path in (folder / "report").iterdir()} == {"per_image.csv", "per_class.csv", "summary.json"}
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        "per_image.csv",
+        "per_class.csv",
+        "summary.json",
+        "report.html",
+    }
     rows = read(folder / "report" / "per_image.csv")
     assert [row["image"] for row in rows] == ["a", "b"]
     assert (rows[0]["dice"], rows[0]["hd95_px"]) == ("0.800000", "2.000000")

@@ -190,7 +190,7 @@ class TestReport:
         assert {path.name for path in tmp_path.iterdir()} == {
             f"{name}{suffix}.{ending}"
             for suffix in ("", "_paper")
-            for name, ending in (("per_image", "csv"), ("per_class", "csv"), ("summary", "json"))
+            for name, ending in (("per_image", "csv"), ("per_class", "csv"), ("summary", "json"), ("report", "html"))
         }
         assert (tmp_path / "per_image.csv").read_text().splitlines()[0] == PER_IMAGE
         assert (tmp_path / "per_image.csv").read_text() == (tmp_path / "per_image_paper.csv").read_text()
