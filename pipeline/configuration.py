@@ -39,6 +39,7 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
             names no key of the config or cannot be its value, or a required path is missing.
     """
     report_input_errors()
+    distributed.start()  # first: the others must learn of what is refused below
     arguments = sys.argv[1:] if arguments is None else arguments
     config_files.check(_config_files(_options(arguments)))
     check_overrides(arguments)
@@ -48,7 +49,6 @@ def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] |
     for key, value in required.items():
         if not isinstance(value, str):  # the command line turns 2024 into a number
             raise InputError(f"--{key} is read as {value!r}, not as a path: write ./{value}")
-    distributed.start()
     set_determinism(seed + 1000 * distributed.rank())  # weights come from rank 0; dropout must differ
 
 
