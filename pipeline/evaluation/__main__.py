@@ -107,13 +107,13 @@ def _score_pair(
     return rows, describe_case(pair.case, label.shape, spacing_mm, **seconds)
 
 
-def _read_volumes(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
-    """Return prediction, label and voxel size of a scan."""
+def _read_volumes(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return prediction, label and the steps of the grid of a scan."""
     label = read_label(pair.label, labels=known)
-    return read_label(pair.prediction, like=label, labels=known).array, label.array, label.spacing_mm
+    return read_label(pair.prediction, like=label, labels=known).array, label.array, label.steps_mm
 
 
-def _read_masks(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
+def _read_masks(pair: CasePair, known: set[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return prediction and label of a slide, which is measured in pixels."""
     label = read_mask(pair.label, known)
     return read_mask(pair.prediction, known, label.shape), label, None

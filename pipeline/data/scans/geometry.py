@@ -46,6 +46,11 @@ class Volume:
         x, y, z = spacing_of(self.affine)
         return x, y, z
 
+    @property
+    def steps_mm(self) -> np.ndarray:
+        """Steps along x, y and z of the array, (3, 3): column by column, in mm of RAS."""
+        return self.affine[:3, :3]
+
 
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     """Return the length in mm of one step along each array axis."""
