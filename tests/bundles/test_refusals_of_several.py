@@ -30,6 +30,9 @@ REFUSED = {
     "no such teacher": ("distill", ["--dataset_dir", "/nowhere", "--run_dir", "run", *TEACHER], "/nowhere"),
     "no teacher": ("paraphrase", ["--dataset_dir", "/nowhere", "--run_dir", "run"], "--teacher"),
     "no such dataset to evaluate": ("evaluate", ["--dataset_dir", "/nowhere", "--run_dir", "run", *MODEL], "/nowhere"),
+    "path like a reference": ("inference", ["--input", "@Recent", "--output_dir", "out", *MODEL], "write ./@Recent"),
+    "path like an expression": ("inference", ["--input", "$exit()", "--output_dir", "out", *MODEL], "write ./$exit()"),
+    "path with a hash": ("inference", ["--input", "patient#2", "--output_dir", "out#2", *MODEL], "MONAI takes # in"),
     "no such model": ("inference", ["--input", "/nowhere", "--output_dir", "out", *MODEL], "/nowhere"),
 }
 
