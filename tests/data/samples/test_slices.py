@@ -24,6 +24,7 @@ from pipeline.data import (
     resize_images,
     resize_labels,
 )
+from pipeline.data.samples import slice_cache
 from pipeline.data.samples import slices as module
 from pipeline.data.samples.slice_cache import cache_key
 from pipeline.errors import InputError
@@ -197,6 +198,23 @@ def test_the_cache_gives_the_same_slices_without_preparing_again(tmp_path, monke
         assert torch.equal(cached.labels, in_memory.labels)
         assert cached.slices == in_memory.slices
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", ["images.float32", "labels.uint8", "index.json"])
+def test_cache_that_is_not_whole_is_refused(tmp_path, file):
+    entries, cache = [nifti_case(tmp_path, "RAS", "a")], tmp_path / "cache"
+    SliceDataset(entries, bundle_preprocessing(), 8, 3, cache_dir=str(cache))
+    (damaged,) = cache.glob(f"*/{file}")
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"slices in .* are (damaged|not whole).*they are made anew"):
+        SliceDataset(entries, bundle_preprocessing(), 8, 3, cache_dir=str(cache))
+
+
+def test_cache_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(slice_cache, "sync_folder", lambda folder: synced.append(sorted(os.listdir(folder))))
+    SliceDataset([nifti_case(tmp_path, "RAS", "a")], bundle_preprocessing(), 8, 3, cache_dir=str(tmp_path / "cache"))
+    assert synced == [["images.float32", "index.json", "labels.uint8"]]
 
 
 def test_writing_to_cached_slices_never_reaches_the_disk(tmp_path):
