@@ -70,7 +70,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
     Such a command is the work of one process: of several that torchrun starts, the first does it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if (os.environ.get("WORLD_SIZE") or "1") != "1":
         if (rank := os.environ.get("RANK", "0")) != "0":
             print(f"process {rank} has nothing to do: this command is the work of one, process 0", file=sys.stderr)
             raise SystemExit(0)

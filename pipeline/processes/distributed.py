@@ -54,7 +54,7 @@ def start() -> None:
         InputError: that variable is no positive number, or the others cannot be found by the variables.
     """
     global _store
-    if os.environ.get("WORLD_SIZE", "1") == "1" or _running():
+    if (os.environ.get("WORLD_SIZE") or "1") == "1" or _running():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
