@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard at the door of every bundle config: its `initialize` calls `start` before anything is built."""
+"""The guard at the door of every bundle config: its `initialize` checks and starts before anything is built."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,34 +22,57 @@ from pipeline.processes import distributed
 
 # Arguments of `python -m monai.bundle run` itself; everything else on its command line overrides a key of the config.
 RUN_ARGUMENTS = frozenset(inspect.signature(bundle_run).parameters) - {"override"}
+# The keys of configs that are paths.
+PATHS = ("dataset_dir", "run_dir", "checkpoint", "input", "output_dir", "teacher", "paraphraser", "cache_dir")
+_NO_HASH = "MONAI takes # in a path for ::; rename it, or give a link to it"
+_SYNTAX = ("@", "$", "%")  # with which MONAI begins references, expressions and macros
+_OPTION = re.compile("--.|-[A-Za-z]")  # as fire knows it
 
 
-def start(required: Mapping[str, Any], seed: int = 0, arguments: Sequence[str] | None = None) -> None:
-    """Check the command line, make errors readable, join the other processes and seed every random generator.
+def check_command_line(arguments: Sequence[str] | None = None) -> None:
+    """Make errors readable, join the other processes, and check what was typed, before MONAI evaluates any of it.
 
-    MONAI accepts an override of a key that no config has (`--epocs 3`) in silence, and reports a value that was not
-    given as a failure deep inside the component that needed it.
+    MONAI accepts an override of a key that no config has (`--epocs 3`) in silence.
+
+    Args:
+        arguments: the command line, `sys.argv[1:]` by default; without a config file there is nothing to check.
+
+    Raises:
+        InputError: a config file that is an overlay stands alone or holds a number that YAML reads as text, an override
+            names no key of the config or cannot be its value, or a path would not be taken as it was typed.
+    """
+    report_input_errors()
+    distributed.start()  # first: the others must learn of what is refused below
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _options(arguments)
+    files = _config_files(options)
+    if not files:
+        return
+    check_paths(arguments)
+    config_files.check(files)
+    check_overrides(arguments)
+    given = {**ConfigParser.load_config_files(files), **options}
+    for key in PATHS:  # of files, where a path may also be an expression or a reference
+        if "#" in (path := str(given.get(key, ""))) and not path.startswith(_SYNTAX):
+            raise InputError(f"{key} {path}: {_NO_HASH}")
+
+
+def start(required: Mapping[str, Any], seed: int = 0) -> None:
+    """Check that all paths are given, which MONAI would report deep inside what needs them; seed every generator.
 
     Args:
         required: paths that have no default, by key; those that are None are reported together.
         seed: seed of Python, numpy and torch.
-        arguments: the command line, `sys.argv[1:]` by default.
 
     Raises:
-        InputError: a config file that is an overlay stands alone or holds a number that YAML reads as text, an override
-            names no key of the config or cannot be its value, or a required path is missing.
+        InputError: a required path is missing, or no text.
     """
-    report_input_errors()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    config_files.check(_config_files(_options(arguments)))
-    check_overrides(arguments)
     missing = [f"--{key}" for key, value in required.items() if value is None]
     if missing:
         raise InputError(f"not given on the command line: {', '.join(missing)}")
     for key, value in required.items():
-        if not isinstance(value, str):  # the command line turns 2024 into a number
+        if not isinstance(value, str):  # a file may hold a number
             raise InputError(f"--{key} is read as {value!r}, not as a path: write ./{value}")
-    distributed.start()
     set_determinism(seed + 1000 * distributed.rank())  # weights come from rank 0; dropout must differ
 
 
@@ -59,6 +83,33 @@ def bundle_root(arguments: Sequence[str] | None = None) -> str:
     """
     files = _config_files(_options(sys.argv[1:] if arguments is None else arguments))
     return str(Path(files[0]).resolve().parents[1]) if files else "."
+
+
+def check_paths(arguments: Sequence[str]) -> None:
+    """Refuse paths that would not arrive as they were typed.
+
+    Fire reads an argument as Python (`patient#2` is `patient` and a comment, `a,b` a pair, `2024` a number). MONAI then
+    takes `@`, `$` and `%` at the beginning for its own syntax, and any `#` for `::`.
+
+    Raises:
+        InputError: the first such path, with what to write instead.
+    """
+    for name, text in _typed(arguments).items():
+        if text is None or name in RUN_ARGUMENTS:
+            continue
+        read = DefaultParseValue(text)
+        if name not in PATHS:
+            if isinstance(read, str) and read != text.strip("'\""):
+                raise InputError(f"--{name} {text} is read as {read!r}; put quotes into it: \"'{text}'\"")
+            continue
+        if "#" in text:
+            raise InputError(f"--{name} {text}: {_NO_HASH}")
+        if text.startswith(_SYNTAX):
+            raise InputError(
+                f"--{name} {text}: MONAI takes {text[:1]} for its own syntax, not for a path: write ./{text}"
+            )
+        if read != text:
+            raise InputError(f"--{name} is read as {read!r}, not as a path: write ./{text}")
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -126,19 +177,22 @@ def _check_value(name: str, default: Any, value: Any) -> None:
 
 def _options(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options of a command line, read as fire reads them, and under them those of its `--args_file`."""
-    options: dict[str, Any] = {}
-    for index, argument in enumerate(arguments):
-        if not argument.startswith("--") or len(argument) == 2:
-            continue
-        name, equals, value = argument[2:].partition("=")
-        following = arguments[index + 1] if index + 1 < len(arguments) else "--"
-        if equals:
-            options[name] = DefaultParseValue(value)
-        else:
-            options[name] = True if following.startswith("--") else DefaultParseValue(following)
+    options = {name: True if text is None else DefaultParseValue(text) for name, text in _typed(arguments).items()}
     if "args_file" in options:
         return {**ConfigParser.load_config_file(str(options["args_file"])), **options}
     return options
+
+
+def _typed(arguments: Sequence[str]) -> dict[str, str | None]:
+    """Return the options of a command line as they were typed, None for one without a value."""
+    typed: dict[str, str | None] = {}
+    for index, argument in enumerate(arguments):
+        if not _OPTION.match(argument):
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        following = arguments[index + 1] if index + 1 < len(arguments) else "--"
+        typed[name] = value if equals else None if _OPTION.match(following) or following == "--" else following
+    return typed
 
 
 def _config_files(options: Mapping[str, Any]) -> list[str]:

@@ -56,17 +56,25 @@ def report_input_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Print the cause in one line and exit; leave a defect to the hook before."""
-        code = _report(error)
-        if code is None:
+        told = line_and_code(error)
+        if told is None:
             previous(kind, error, trace)
             return
-        raise SystemExit(code)
+        raise SystemExit(tell(*told))
 
     sys.excepthook = hook
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` and exit with its code; what `report_input_errors` names becomes one line likewise."""
+    """Run a command's `main` and exit with its code; what `report_input_errors` names becomes one line likewise.
+
+    Such a command is the work of one process: of several that torchrun starts, the first does it.
+    """
+    if (os.environ.get("WORLD_SIZE") or "1") != "1":
+        if (rank := os.environ.get("RANK", "0")) != "0":
+            print(f"process {rank} has nothing to do: this command is the work of one, process 0", file=sys.stderr)
+            raise SystemExit(0)
+        os.environ["WORLD_SIZE"] = "1"  # what it may start itself is not one of several either
     try:
         code = main()
         sys.stdout.flush()
@@ -74,26 +82,28 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         code = BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
-        reported = _report(error)
-        if reported is None:
+        told = line_and_code(error)
+        if told is None:
             raise
-        code = reported
+        code = tell(*told)
     raise SystemExit(code)
 
 
-def _report(error: BaseException) -> int | None:
-    """Print the line of an error that the user can mend and return its exit code; return None for a defect."""
+def line_and_code(error: BaseException) -> tuple[str, int] | None:
+    """Return what to tell of an error that the user can mend, and the exit code; None for a defect."""
     cause = find_input_error(error)
     disk = find_disk_error(error)
     if isinstance(error, KeyboardInterrupt):
-        line, code = "stopped by Ctrl-C", INTERRUPTED
-    elif cause is not None:
-        line, code = str(cause), BAD_INPUT
-    elif disk is not None:
+        return "stopped by Ctrl-C", INTERRUPTED
+    if cause is not None:
+        return str(cause), BAD_INPUT
+    if disk is not None:
         where = f"cannot use {disk.filename}" if disk.filename else "cannot write"
-        line, code = f"{where}: {disk.strerror}; free space or mend the disk, then start again", BAD_INPUT
-    else:
-        return None
-    print(f"error: {line}", file=sys.stderr)
-    sys.stderr.flush()
+        return f"{where}: {disk.strerror}; free space or mend the disk, then start again", BAD_INPUT
+    return None
+
+
+def tell(line: str, code: int) -> int:
+    """Print the line of an error on stderr; returns `code`."""
+    print(f"error: {line}", file=sys.stderr, flush=True)
     return code

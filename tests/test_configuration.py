@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
 
-from pipeline.configuration import bundle_root, check_overrides, start
+from pipeline.configuration import PATHS, bundle_root, check_command_line, check_overrides, check_paths, start
 from pipeline.errors import InputError, find_input_error
 from pipeline.files.atomic import replace_when_complete, write_json
 from tests.bundles.bundle_commands import ROOT, config_files
@@ -105,7 +108,7 @@ def test_overlays_know_the_keys_of_what_they_change(name, monkeypatch):
 def test_overlay_alone_is_refused_with_the_two_files_to_name(name):
     file = f"{ROOT}/bundles/synapse/configs/{name}.yaml"
     with pytest.raises(InputError, match=rf"differs from train.yaml; name both: .*train.yaml','.*{name}.yaml'"):
-        start({}, arguments=["run", "--config_file", file])
+        check_command_line(arguments=["run", "--config_file", file])
 
 
 @pytest.mark.parametrize("number", ["1e-4", "3e5", "1.5e3", "-2E-3"])
@@ -113,13 +116,13 @@ def test_number_that_yaml_reads_as_text_is_refused(number, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"epochs: 1\nlearning_rate: {number}\n")
     with pytest.raises(InputError, match=rf"config.yaml, line 2: {number} is read as text"):
-        start({}, arguments=["run", "--config_file", str(file)])
+        check_command_line(arguments=["run", "--config_file", str(file)])
 
 
 def test_numbers_as_yaml_wants_them_and_text_in_quotes_pass(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("learning_rate: 1.0e-4\npatient: '12e4'\nname: e5\nlist: [1, 2.5]\n")
-    start({}, arguments=["run", "--config_file", str(file)])
+    check_command_line(arguments=["run", "--config_file", str(file)])
 
 
 def test_bundle_root_is_the_folder_above_the_configs(tmp_path):
@@ -135,9 +138,82 @@ def test_options_whose_default_is_nought_take_fractions(bundle, monkeypatch):
     check_overrides(["run", "--config_file", config_files(bundle, "distill"), "--balance", "0.5"])
 
 
-def test_path_that_looks_like_a_number_is_refused():
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("2024", r"--input is read as 2024, not as a path: write \./2024"),
+        ("1e3", r"--input is read as 1000.0"),
+        ("a,b", r"--input is read as \('a', 'b'\), not as a path: write \./a,b"),
+        ("[a]", r"--input is read as \['a'\]"),
+        ("(a)", "--input is read as 'a'"),
+        ("'a'", "--input is read as 'a'"),
+        ("scan ", "--input is read as 'scan'"),
+        ("ﬁle", "--input is read as 'file'"),
+        ("True", "--input is read as True"),
+        ("None", "--input is read as None"),
+        ("patient#2", "--input patient#2: MONAI takes # in a path for ::; rename it"),
+        ("/data/patient#2", "MONAI takes # in a path for ::"),
+        ("@Recent", r"--input @Recent: MONAI takes @ for its own syntax, not for a path: write \./@Recent"),
+        ("$HOME", r"write \./\$HOME"),
+        ("%scans", r"write \./%scans"),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["--input {}", "--input={}", "-input {}"])
+def test_path_that_would_not_arrive_as_typed_is_refused(typed, message, spelling):
+    option, separator, _ = spelling.partition(" " if " " in spelling else "=")
+    arguments = [option, typed] if separator == " " else [f"{option}={typed}"]
+    with pytest.raises(InputError, match=message):
+        check_paths(arguments)
+
+
+CHARACTERS = [chr(code) for code in range(1, 256) if chr(code) not in "/#"] + list("äöü中文🙂\u2028")
+
+
+@pytest.mark.parametrize("place", ["./{}", "{}", "a{}b", "scans/{}b", "/data/{}", "a {}"])
+def test_path_with_any_character_arrives_or_is_refused(place):
+    arrived = 0
+    for character in CHARACTERS:
+        path = place.format(character)
+        if path.startswith("-"):
+            continue
+        try:
+            check_paths(["--input", path])
+        except InputError:
+            assert not place.startswith("./")
+            continue
+        parser = ConfigParser({"input": DefaultParseValue(path), "dataset": {"inputs": "@input"}})
+        assert parser.get_parsed_content("dataset")["inputs"] == path
+        arrived += 1
+    assert arrived > len(CHARACTERS) / 2
+
+
+def test_number_in_a_file_is_no_path():
     with pytest.raises(InputError, match=r"--run_dir is read as 2024, not as a path: write \./2024"):
-        start({"run_dir": 2024}, arguments=[])
+        start({"run_dir": 2024})
+
+
+def test_command_lines_of_other_programs_are_none_of_ours():
+    check_command_line(["-k", "a#b", "--input", "2024"])
+
+
+def test_all_paths_of_the_configs_are_known_as_such():
+    for file in ROOT.glob("bundles/*/configs/*.yaml"):
+        for keys in re.findall(r"configuration\.start\(\{([^}]*)\}", file.read_text()):
+            assert set(re.findall(r"(\w+)':", keys)) <= set(PATHS), file
+
+
+@pytest.mark.parametrize("option", [["--arm", "first#1"], ["--arm", "(alone)"]])
+def test_text_that_would_be_cut_is_refused(option):
+    with pytest.raises(InputError, match=r"is read as .*; put quotes into it"):
+        check_paths(option)
+    check_paths(["--arm", f"'{option[1]}'", "--network", "{'name': 'a#1'}", "--device", "cpu"])
+
+
+def test_hash_in_a_path_of_a_file_is_refused(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("run_dir: runs/a#2\noutput_dir: '@run_dir'\n")
+    with pytest.raises(InputError, match="run_dir runs/a#2: MONAI takes # in a path"):
+        check_command_line(arguments=["--config_file", str(file)])
 
 
 def test_several_config_files_are_merged(config, tmp_path):
@@ -149,7 +225,7 @@ def test_several_config_files_are_merged(config, tmp_path):
 
 def test_missing_required_values_are_reported_together():
     with pytest.raises(InputError, match="--dataset_dir, --run_dir"):
-        start({"dataset_dir": None, "run_dir": None, "teacher": "t.pt"}, arguments=[])
+        start({"dataset_dir": None, "run_dir": None, "teacher": "t.pt"})
 
 
 def test_input_error_is_found_behind_wrappers():

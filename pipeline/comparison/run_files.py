@@ -140,7 +140,7 @@ def _diagonals(path: Path, kind: str, summary: Mapping[str, Any]) -> dict[str, f
     for entry in summary["cases"]:
         try:
             shape = [int(length) for length in entry["shape"]]
-            spacing = [1.0] * len(shape) if kind == SLIDES else entry["spacing_mm"]
+            spacing = [1.0] * len(shape) if kind == SLIDES else entry.get("steps_mm", entry["spacing_mm"])
             diagonals[str(entry["case"])] = math.nan if spacing is None else diagonal_mm(shape, spacing)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not tell shape and spacing of each case ({error!r}); {_EVALUATE}") from error

@@ -22,6 +22,7 @@ from pipeline.data import Dataset, load_dataset
 from pipeline.errors import InputError
 from pipeline.evaluation.report import check_output_folder
 from pipeline.evaluation.tables import text_table
+from pipeline.files.atomic import sync_folder
 
 # The table is moved last: a folder that has it has all.
 CSV_FILE = "comparison.csv"
@@ -74,6 +75,7 @@ def _write(folder: Path, comparison: Comparison, rows: Sequence[ComparisonRow], 
 
 def _publish(staging: Path, folder: Path) -> None:
     """Move finished files to where they belong; pictures of an older comparison go."""
+    sync_folder(staging)
     for older in (folder / FIGURES).glob("*"):
         if older.suffix in (".png", ".svg"):
             older.unlink()

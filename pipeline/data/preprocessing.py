@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -21,10 +23,12 @@ from torch import Tensor
 from pipeline import described
 from pipeline.data.dataset.dataset import SLIDES
 from pipeline.data.dataset.intensity import IntensityRule
+from pipeline.data.scans.geometry import to_voxel_order_of
 from pipeline.data.scans.monai_reader import VolumeReader
 from pipeline.errors import InputError, find_input_error
 
 IMAGE, LABEL = "image", "label"
+_AS_THEY_ARE = np.array([[0, 1], [1, 1], [2, 1]])  # axes in NiBabel's terms: each in its place, not flipped
 # Classes of MONAI's other modules read and write files.
 TRUSTED_MODULES = (
     "monai.transforms.croppad",
@@ -101,7 +105,7 @@ class Preprocessing(Compose):
         try:
             complete = LABEL in data or not self._keyed
             with contextlib.nullcontext() if complete else allow_missing_keys_mode(self._keyed):
-                return super().__call__(data, *args, **kwargs)
+                return _with_label_as_image(super().__call__(data, *args, **kwargs))
         except Exception as error:  # MONAI wraps whatever a transform raises
             cause = find_input_error(error)
             if cause is None:
@@ -121,6 +125,24 @@ class Preprocessing(Compose):
         return Compose(
             [Invertd("pred", self, orig_keys=IMAGE, nearest_interp=True), CastToTyped("pred", dtype=torch.uint8)]
         )
+
+
+def _with_label_as_image(data: dict[Hashable, Any]) -> dict[Hashable, Any]:
+    """Return `data` with the label's axes in the order and direction of the image's.
+
+    MONAI turns each by its own affine. In a scan at exactly 45 degrees, rounding decides to which side an axis points.
+    """
+    image, label = data.get(IMAGE), data.get(LABEL)
+    if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)) or image.ndim != 4:
+        return data
+    own, other = label.affine.numpy(), image.affine.numpy()
+    change = nib.io_orientation(np.linalg.inv(other) @ own)
+    if np.array_equal(change, _AS_THEY_ARE):
+        return data
+    array, affine = to_voxel_order_of(label[0].numpy(), own, other)
+    turned = MetaTensor(torch.as_tensor(array.copy())[None], meta=label.meta)
+    turned.affine = torch.as_tensor(affine)
+    return {**data, LABEL: turned}
 
 
 def _first_cause(error: BaseException) -> str:

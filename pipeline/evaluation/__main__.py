@@ -98,13 +98,13 @@ def _score_pair(
     return rows, describe_case(pair.case, label.shape, spacing_mm, **seconds)
 
 
-def _read_volumes(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
-    """Return prediction, label and voxel size of a scan."""
+def _read_volumes(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return prediction, label and the steps of the grid of a scan."""
     label = read_named_label(pair.label, organs)
-    return read_named_label(pair.prediction, organs, like=label).array, label.array, label.spacing_mm
+    return read_named_label(pair.prediction, organs, like=label).array, label.array, label.steps_mm
 
 
-def _read_masks(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]:
+def _read_masks(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return prediction and label of a slide, which is measured in pixels."""
     known = {0, *organs}
     label = read_mask(pair.label, known)

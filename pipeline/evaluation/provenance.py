@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from pipeline import __version__
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+from pipeline.evaluation.surface import Spacing, check_spacing
 from pipeline.files.digest import sha256_of
 
 _PACKAGES = ("monai", "torch", "numpy", "scipy", "nibabel", "pytorch-ignite")
@@ -40,14 +43,18 @@ def describe_run(
     }
 
 
-def describe_case(
-    case: str, shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None, **seconds: float
-) -> dict[str, Any]:
-    """Return a case's entry in the summary: shape, spacing and the seconds of each step."""
+def describe_case(case: str, shape: tuple[int, ...], spacing_mm: Spacing | None, **seconds: float) -> dict[str, Any]:
+    """Return a case's entry in the summary: shape, spacing and the seconds of each step.
+
+    Where axes don't meet at right angles, `steps_mm` has the step along each of them, column by column.
+    """
+    spacing = None if spacing_mm is None else check_spacing(spacing_mm, len(shape))
+    lengths = spacing if spacing is None or spacing.ndim == 1 else np.linalg.norm(spacing, axis=0)
     return {
         "case": case,
         "shape": list(shape),
-        "spacing_mm": None if spacing_mm is None else [round(float(length), 6) for length in spacing_mm],
+        "spacing_mm": None if lengths is None else lengths.round(6).tolist(),
+        **({} if lengths is spacing else {"steps_mm": spacing.round(6).tolist()}),
         "seconds": {step: round(value, 4) for step, value in seconds.items()},
     }
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,14 +49,14 @@ def score_case(
     prediction: np.ndarray,
     label: np.ndarray,
     organs: Mapping[int, str],
-    spacing_mm: Sequence[float] | None,
+    spacing_mm: surface.Spacing | None,
 ) -> list[OrganScore]:
     """Score every organ of one case, in the order of their label values.
 
     `prediction` and `label` are unsigned integer label maps of one shape, 2D or 3D, 0 the background; `organs` names
-    their other values; `spacing_mm` is in the order of the axes. With `spacing_mm=None`, the voxel size is unknown, and
-    what needs it (distances, volumes) is NaN; volumes also are for 2D images. Raises `InputError` for values that
-    `organs` does not name and for maps on different grids.
+    their other values; `spacing_mm` has a length or a step for each axis, as `surface` takes them. With
+    `spacing_mm=None`, the voxel size is unknown, and what needs it (distances, volumes) is NaN; volumes also are for 2D
+    images. Raises `InputError` for values that `organs` does not name and for maps on different grids.
     """
     matrix = organ_matrix(prediction, label, organs)
     values = sorted(organs)
@@ -65,7 +65,7 @@ def score_case(
     else:
         distances = dict(surface.organ_surface_distances(prediction, label, values, spacing_mm))
         diagonal = surface.diagonal_mm(label.shape, spacing_mm)
-    voxel_ml = _ML_PER_MM3 * math.prod(spacing_mm) if spacing_mm is not None and label.ndim == 3 else math.nan
+    voxel_ml = math.nan if spacing_mm is None or label.ndim != 3 else _ML_PER_MM3 * surface.voxel_mm3(spacing_mm)
     dice, iou = overlap.dice(matrix), overlap.iou(matrix)
     in_label, in_prediction = overlap.label_voxels(matrix), overlap.prediction_voxels(matrix)
     return [

@@ -2,7 +2,9 @@
 """Distances between organ surfaces in mm: computed once an organ, then reduced to HD95, HD and ASSD.
 
 The definition: the surface of a mask is its voxels with at least one face neighbour (6 in 3D, 4 in 2D) outside the
-mask; beyond the image frame is outside. Points are voxel centres in mm. d(a, B) is the distance from a point of one
+mask; beyond the image frame is outside. Points are voxel centres in mm, where a grid with a shear (a tilted gantry) has
+them: `spacing_mm` is one length for each axis or, where axes meet at other than right angles, a matrix of which each
+column is the step along one axis. d(a, B) is the distance from a point of one
 surface to the nearest point of the other. HD95 is the larger of the two directed 95th percentiles (linear
 interpolation), as in MONAI; medpy takes one percentile of both directions pooled, which is often smaller, so it has
 its own function. If one mask is empty every distance is infinite; if both are, there is none and every figure is NaN.
@@ -25,6 +27,12 @@ from pipeline.errors import InputError
 # A tree for one batch of queries. Splitting at the middle of the box, not at the median, also keeps far queries fast
 # (two organs that do not touch: three times), since lattice points are evenly spread.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
+
+
+# Cosines of the angles between axes up to this are what float32 affines leave of right angles.
+_RIGHT_ANGLE = 1e-5
+
+Spacing = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,13 @@ class SurfaceDistances:
         return np.nan if all(empty) else np.inf if any(empty) else None
 
 
-def surface_distances(prediction: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float]) -> SurfaceDistances:
+def surface_distances(prediction: np.ndarray, label: np.ndarray, spacing_mm: Spacing) -> SurfaceDistances:
     """Measure the distances between the surfaces of two masks.
 
-    `prediction` and `label` are boolean arrays of one shape, 2D or 3D; `spacing_mm` has one length for each axis, in
-    the order of the axes. A volume of one slice is measured as the 2D image that it is: taken as 3D, every voxel of it
-    would touch the frame. Raises `InputError` for unequal shapes, other types and spacings that are not positive.
+    `prediction` and `label` are boolean arrays of one shape, 2D or 3D; `spacing_mm` has one length or one
+    column for each axis, in their order. A volume of one slice is measured as the 2D image that it is: taken as 3D,
+    every voxel of it would touch the frame. Raises `InputError` for unequal shapes, other types, and spacings as
+    `check_spacing` does.
     """
     spacing = check_spacing(spacing_mm, np.ndim(label))
     for name, mask in (("prediction", prediction), ("label", label)):
@@ -73,7 +82,7 @@ def surface_distances(prediction: np.ndarray, label: np.ndarray, spacing_mm: Seq
 
 
 def organ_surface_distances(
-    prediction: np.ndarray, label: np.ndarray, organs: Collection[int], spacing_mm: Sequence[float]
+    prediction: np.ndarray, label: np.ndarray, organs: Collection[int], spacing_mm: Spacing
 ) -> Iterator[tuple[int, SurfaceDistances]]:
     """Yield `(organ, SurfaceDistances)` for each of the label values `organs`, in their order.
 
@@ -112,9 +121,17 @@ def assd_mm(distances: SurfaceDistances) -> float:
     return empty if empty is not None else float(distances.pooled_mm.mean())
 
 
-def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """Return the diagonal of a volume in mm, edge to edge: no two voxels lie farther apart."""
-    return float(np.linalg.norm(np.multiply(shape, check_spacing(spacing_mm, len(shape)))))
+def diagonal_mm(shape: Sequence[int], spacing_mm: Spacing) -> float:
+    """Return the longest diagonal of a volume in mm, edge to edge: no two voxels lie farther apart."""
+    corners = np.stack(np.meshgrid(*((-0.5, 0.5),) * len(shape)), axis=-1).reshape(-1, len(shape))
+    ends = _in_mm(corners * np.asarray(shape), check_spacing(spacing_mm, len(shape)))
+    return float(2 * np.linalg.norm(ends, axis=1).max())
+
+
+def voxel_mm3(spacing_mm: Spacing) -> float:
+    """Return the volume of a voxel of three axes in mm3."""
+    spacing = check_spacing(spacing_mm, 3)
+    return float(np.prod(spacing) if spacing.ndim == 1 else abs(np.linalg.det(spacing)))
 
 
 def surface_voxels(mask: np.ndarray) -> np.ndarray:
@@ -129,12 +146,24 @@ def surface_voxels(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-def check_spacing(spacing_mm: Sequence[float], axes: int) -> np.ndarray:
-    """Return the spacing as (axes,) float64; `InputError` unless it is one positive finite length for each axis."""
+def check_spacing(spacing_mm: Spacing, axes: int) -> np.ndarray:
+    """Return one length for each axis, (axes,) float64, or the matrix of steps where axes meet at other angles.
+
+    `spacing_mm`: as described above; a matrix has a row for each coordinate in mm, such as the first three rows and
+    columns of an affine. Raises `InputError` for lengths that are not positive and finite, and for axes in one plane.
+    """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
-    if spacing.shape != (axes,) or not np.all(np.isfinite(spacing)) or not np.all(spacing > 0):
-        raise InputError(f"spacing_mm is {np.ravel(spacing).tolist()}; it needs {axes} positive lengths, one an axis")
-    return spacing
+    if spacing.ndim == 2 and spacing.shape[0] >= spacing.shape[1] == axes and np.isfinite(spacing).all():
+        lengths = np.linalg.norm(spacing, axis=0)
+        if lengths.all():
+            cosines = (spacing / lengths).T @ (spacing / lengths) - np.eye(axes)
+            if np.abs(cosines).max() <= _RIGHT_ANGLE:
+                return lengths
+            if np.linalg.matrix_rank(spacing / lengths) == axes:
+                return spacing
+    elif spacing.shape == (axes,) and np.all(np.isfinite(spacing)) and np.all(spacing > 0):
+        return spacing
+    raise InputError(f"spacing_mm is {spacing.tolist()}; it needs {axes} positive lengths or steps, one an axis")
 
 
 def _as_image(
@@ -143,9 +172,9 @@ def _as_image(
     """Drop the one axis that a one-slice volume has too many, and bring Fortran-ordered arrays into C order; views."""
     if label.ndim == 3 and label.shape.count(1) == 1:
         axis = label.shape.index(1)
-        prediction, label, spacing = prediction.squeeze(axis), label.squeeze(axis), np.delete(spacing, axis)
+        prediction, label, spacing = prediction.squeeze(axis), label.squeeze(axis), np.delete(spacing, axis, axis=-1)
     if prediction.flags.f_contiguous and label.flags.f_contiguous:
-        prediction, label, spacing = prediction.T, label.T, spacing[::-1]
+        prediction, label, spacing = prediction.T, label.T, spacing[..., ::-1]
     return prediction, label, spacing
 
 
@@ -198,4 +227,9 @@ def _nearest_distances(surface: np.ndarray, target: np.ndarray, spacing: np.ndar
 def _points_mm(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Return the centres of the voxels of `mask` as (n, axes) float64 in mm."""
     indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
-    return np.stack(indices, axis=1) * spacing
+    return _in_mm(np.stack(indices, axis=1), spacing)
+
+
+def _in_mm(indices: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Return places (n, axes) in steps of the grid as (n, coordinates) in mm."""
+    return indices * spacing if spacing.ndim == 1 else indices @ spacing.T

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files appear whole or not at all: written beside their final name, synced, then renamed."""
+"""Files and folders appear whole or not at all: written beside their final name, synced, then renamed.
+
+A rename alone can reach the disk before what was written: after a power cut a whole name would stand for zeros.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,9 @@ def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot write {final}: {error.strerror}; choose another output folder") from error
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         os.replace(temporary, final)
+        _sync(final.parent)
     except Exception as error:
         disk = find_disk_error(error)
         if disk is None:
@@ -65,7 +68,9 @@ def new_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         _check_free(final)
+        sync_folder(temporary)
         os.rename(temporary, final)
+        _sync(final.parent)
     except Exception as error:
         disk = find_disk_error(error)
         if disk is None:
@@ -73,6 +78,25 @@ def new_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot write {final}: {disk.strerror}; free space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Return when the disk has all files in a folder, at any depth."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            _sync(os.path.join(place, name))
+        _sync(place)
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    """Return when the disk has a file, or the names in a folder."""
+    if os.path.isdir(path) and os.name == "nt":  # which opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_free(final: Path) -> None:

@@ -177,5 +177,6 @@ class CaseWriter(ABC):
         failed, code = len(self.dataset.failures), self.exit_code
         if code:
             named = f"{failed} of {len(self.dataset.sources)} {self.dataset.noun}s failed"
-            logger.error("%s: %s", named, self.output_dir / FAILURES_FILE)
+            if distributed.is_main():
+                logger.error("%s: %s", named, self.output_dir / FAILURES_FILE)
             raise SystemExit(code)

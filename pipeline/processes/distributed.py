@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -42,21 +44,26 @@ def _running() -> bool:
 
 
 def start() -> None:
-    """Join the other processes if torchrun has started several: NCCL between GPUs, gloo for what is on CPUs.
+    """Join the other processes if several were started: NCCL between GPUs, gloo for what is on CPUs.
 
+    torchrun starts them, or anybody who gives each its RANK, and all of them WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
     Who waits for a process that neither answers nor ends gives up after 30 minutes, or after what the environment
     variable GRAPHFLOW_TIMEOUT_MINUTES says. A process that has ended is named at once (see `lost_ranks`).
 
     Raises:
-        InputError: that variable is no positive number.
+        InputError: that variable is no positive number, or the others cannot be found by the variables.
     """
     global _store
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _running():
+    if (os.environ.get("WORLD_SIZE") or "1") == "1" or _running():
         return
-    timeout = _timeout()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
-    _store, own_rank, processes = next(dist.rendezvous("env://", timeout=timeout))
+    _store, own_rank, processes = _meet()
+    atexit.register(lost_ranks.leave, _store, own_rank, processes)
+    lost_ranks.report_ends(_store, own_rank, processes)
+    told_once = sys.excepthook
+    timeout = _timeout()
+    _store.set_timeout(timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=dist.PrefixStore("group", _store),
@@ -64,10 +71,25 @@ def start() -> None:
         world_size=processes,
         timeout=timeout,
     )
+    sys.excepthook = told_once  # torch's own puts the rank before each line, and loses the lines of a hook that exits
     atexit.register(stop)
-    lost_ranks.report_lost_ranks(_store, own_rank, processes)
     if not is_main():  # one voice is enough
         logging.getLogger().setLevel(logging.WARNING)
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """Return what the processes share, the number of this one, and how many there are."""
+    timeout = timedelta(minutes=_DEFAULT_TIMEOUT_MINUTES)
+    with contextlib.suppress(InputError):  # refused as soon as the others can be told
+        timeout = _timeout()
+    try:
+        return next(dist.rendezvous("env://", timeout=timeout))
+    except (ValueError, RuntimeError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot meet the other processes of WORLD_SIZE {os.environ['WORLD_SIZE']} ({told}); start them by"
+            " torchrun, or give each its RANK, and all the same WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        ) from error
 
 
 def _timeout() -> timedelta:
@@ -203,4 +225,7 @@ def wait_for_all() -> None:
     name = f"waiting/{_waits}"
     _store.add(name, 1)
     while _store.add(name, 0) < world_size():
+        ended = lost_ranks.ended_ranks(_store, rank(), world_size())
+        if ended and _store.add(name, 0) < world_size():  # or it came here, and was the last, a moment ago
+            raise dist.DistError(ended)
         time.sleep(_POLL_S)

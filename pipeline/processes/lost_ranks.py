@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process of a run that ends takes the others down; these say which it was, in one line.
+"""A process of a run that ends takes the others down; why it ended is told in one line, once.
 
 Processes note where they are when they start, and why they end when they can. Whoever loses the connection looks at
-these notes, and at the processes of its own machine.
+these notes, and at the processes of its own machine. Processes that write to one terminal or log tell one line there.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from pipeline.errors import InputError, find_disk_error, find_input_error
+from pipeline.errors import InputError, find_disk_error, find_input_error, line_and_code, tell
 
-EXIT_LOST_RANK = 1  # exit code of a process that ends because another did
+EXIT_LOST_RANK = 1  # exit code of a process that ends because another did, and could not say why
 _SEARCH_S = 5.0
+_POLL_S = 0.1
 # What gloo and NCCL say of a peer that is gone or silent; both raise plain RuntimeErrors for some of it.
 _CONNECTION_ERRORS = (
     "closed by peer",
@@ -32,11 +33,11 @@ _CONNECTION_ERRORS = (
 )
 
 
-def report_lost_ranks(store: dist.Store, rank: int, world_size: int) -> None:
-    """Note on `store` where this process is, and from now on why it ends; say in one line which other process is lost.
+def report_ends(store: dist.Store, rank: int, world_size: int) -> None:
+    """Note on `store` where this process is, and from now on why it ends; tell that, or which other is lost, once.
 
-    An uncaught error that comes of a lost connection is reported as such and ends with exit code 1; any other goes to
-    the hook that was there before.
+    An uncaught error that comes of a lost connection is told as the other's end, and has its exit code, 1 if that is
+    unknown. A defect goes to the hook that was there before.
     """
     store.set(f"address/{rank}", f"{platform.node()} {_process_space()} {os.getpid()}")
     previous = sys.excepthook
@@ -44,14 +45,39 @@ def report_lost_ranks(store: dist.Store, rank: int, world_size: int) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Note the end of this process, and report another's."""
         connection_error = find_connection_error(error)
-        if connection_error is None:
-            _note_end(store, rank, error)
+        told = line_and_code(error)
+        if connection_error is not None:
+            told = describe_lost_ranks(store, rank, world_size, connection_error), _code_of_lost(store, world_size)
+        else:
+            _note_end(store, rank, error, EXIT_LOST_RANK if told is None else told[1])
+        if told is None:
             previous(kind, error, trace)
             return
-        print(f"error: {describe_lost_ranks(store, rank, world_size, connection_error)}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_LOST_RANK)
+        if _is_first_to_tell(store):
+            tell(*told)
+        raise SystemExit(told[1])
 
     sys.excepthook = hook
+
+
+def ended_ranks(store: dist.Store, rank: int, world_size: int) -> str:
+    """Return what is known of the ends of the processes other than `rank`, an empty text if none has ended."""
+    return "; ".join(filter(None, (_ended(store, other) for other in range(world_size) if other != rank)))
+
+
+def leave(store: dist.Store, rank: int, world_size: int) -> None:
+    """Note that this process is done with `store`.
+
+    Where rank 0 holds the notes itself (torchrun does it otherwise), it waits a moment for others to read them.
+    """
+    try:
+        store.set(f"left/{rank}", "")
+        if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            give_up = time.monotonic() + _SEARCH_S
+            while time.monotonic() < give_up and not all(_has_left(store, other) for other in range(1, world_size)):
+                time.sleep(_POLL_S)
+    except dist.DistError:  # its holder is gone, and nobody else can read them
+        return
 
 
 def find_connection_error(error: BaseException | None) -> BaseException | None:
@@ -83,10 +109,9 @@ def describe_lost_ranks(store: dist.Store, rank: int, world_size: int, connectio
         store.set(f"lost/{rank}", "")
         give_up = time.monotonic() + _SEARCH_S
         while time.monotonic() < give_up:  # a socket closes a moment before its process is gone
-            ended = [text for text in (_ended(store, other) for other in others) if text]
-            if ended:
-                return "; ".join(ended)
-            time.sleep(0.1)
+            if ended := ended_ranks(store, rank, world_size):
+                return ended
+            time.sleep(_POLL_S)
         silent = [other for other in others if not store.check([f"lost/{other}"])] or others
         places = ", ".join(f"rank {other} on {_address(store, other)[0]}" for other in silent)
     except dist.DistError:
@@ -95,12 +120,34 @@ def describe_lost_ranks(store: dist.Store, rank: int, world_size: int, connectio
     return f"no answer from {places}: it hangs, or ended on another machine; see its output ({said})"
 
 
+def _code_of_lost(store: dist.Store, world_size: int) -> int:
+    """Return the exit code of a process that noted why it ended; 1 where none did."""
+    try:
+        noted = [store.get(f"code/{rank}") for rank in range(world_size) if store.check([f"code/{rank}"])]
+    except dist.DistError:
+        noted = []
+    return int(noted[0]) if noted else EXIT_LOST_RANK
+
+
+def _is_first_to_tell(store: dist.Store) -> bool:
+    """Return whether no other process has told the end of the run on the terminal, pipe or file of this one."""
+    try:
+        output = os.fstat(sys.stderr.fileno())
+        return store.add(f"told/{platform.node()}/{output.st_dev}/{output.st_ino}", 1) == 1
+    except (dist.DistError, OSError):  # the notes are gone, or nobody shares this output
+        return True
+
+
+def _has_left(store: dist.Store, rank: int) -> bool:
+    return store.check([f"left/{rank}"]) or _is_dead(*_address(store, rank))
+
+
 def _ended(store: dist.Store, rank: int) -> str:
     """Return what is known of the end of a process, an empty text if nothing is."""
     host, space, pid = _address(store, rank)
     if store.check([f"end/{rank}"]):
         return f"rank {rank} on {host} ended: {store.get(f'end/{rank}').decode()}"
-    if (host, space) == (platform.node(), _process_space()) and not _is_alive(int(pid)):
+    if _is_dead(host, space, pid):
         return f"rank {rank} on {host} (process {pid}) ended without a word; see its output and torchrun's table"
     return ""
 
@@ -112,10 +159,11 @@ def _address(store: dist.Store, rank: int) -> list[str]:
     return store.get(f"address/{rank}").decode().rsplit(" ", 2)
 
 
-def _note_end(store: dist.Store, rank: int, error: BaseException) -> None:
+def _note_end(store: dist.Store, rank: int, error: BaseException, code: int) -> None:
     cause = find_input_error(error) or error
     reason = str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
     try:
+        store.set(f"code/{rank}", str(code))
         store.set(f"end/{rank}", " ".join(reason.split())[:500] or type(cause).__name__)
     except dist.DistError:  # the store is gone too, and the error itself matters more
         return
@@ -127,6 +175,11 @@ def _process_space() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return "unknown"
+
+
+def _is_dead(host: str, space: str, pid: str) -> bool:
+    """Return whether a process is known to have ended: of another machine nothing is known."""
+    return (host, space) == (platform.node(), _process_space()) and not _is_alive(int(pid))
 
 
 def _is_alive(pid: int) -> bool:

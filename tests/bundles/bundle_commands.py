@@ -19,6 +19,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,20 @@ def run_program(program: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(
             program, code, output.read_text(encoding="utf-8"), errors.read_text(encoding="utf-8")
         )
+
+
+def run_by_hand(program: list[str], ranks: int = 2) -> tuple[list[int], str]:
+    """Run a program as so many processes of one run, without torchrun; return their exit codes and what they told."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("localhost", 0))
+        group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        free.close()
+        output, errors = (Path(folder) / name for name in ("output", "errors"))
+        processes = []
+        for rank in range(ranks):
+            with _environment(RANK=str(rank), **group):
+                processes.append(begin(program, output, errors))
+        return [process.wait() for process in processes], errors.read_text(encoding="utf-8")
 
 
 class Running:
@@ -178,8 +193,14 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
     """Return the one line that told what was wrong."""
     assert result.returncode == 2, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr[-3000:]
+    return only_error_line(result.stderr)
+
+
+def only_error_line(told: str) -> str:
+    """Return the one line of an error among what was told; torchrun has a traceback of its own."""
+    lines = [line for line in told.splitlines() if "error: " in line]
+    assert len(lines) == 1, told[-3000:]
+    assert lines[0].startswith("error: ")
     return lines[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from pipeline.comparison.run_files import _diagonals
 from pipeline.data.dataset.dataset import Case, Dataset, write_dataset_json
 from pipeline.data.dataset.intensity import default_intensity
 from pipeline.errors import InputError
@@ -76,6 +78,29 @@ def test_two_folders(folders, capsys):
     assert [case["case"] for case in summary["cases"]] == ["a", "b"]
     assert summary["cases"][0]["spacing_mm"] == [2, 1, 3]
     assert summary["missing_predictions"] == []
+
+
+def test_tilted_gantry_is_measured_as_its_affine_says(tmp_path):
+    tilt = math.radians(20)
+    affine = np.diag([1.0, math.cos(tilt), 5.0, 1.0])
+    affine[2, 1] = math.sin(tilt)
+    for folder, first in (("labels", 4), ("predictions", 7)):
+        labels = np.zeros((40, 60, 20), dtype=np.uint8)
+        labels[10:30, 15:45, first : first + 12] = 1
+        labels[0, 0, 0] = 2 if folder == "labels" else 0
+        write(tmp_path / folder / "tilt.nii.gz", labels, affine)
+    assert run(tmp_path) == 0
+    row, missed = read(tmp_path / "report" / "per_case.csv")
+    assert float(row["volume_label_ml"]) == pytest.approx(7.2 * 5 * math.cos(tilt), abs=1e-3)  # 33.83, not 36
+    assert float(row["hd95_mm"]) == pytest.approx(math.sqrt(250 - 150 * math.sin(tilt)), abs=1e-4)
+    assert missed["hd95_mm"] == "inf"
+    (_, organ, _) = read(tmp_path / "report" / "per_organ.csv")
+    diagonal_mm = math.hypot(40, 60 * math.cos(tilt), 60 * math.sin(tilt) + 100)
+    assert float(organ["hd95_penalised_mm_mean"]) == pytest.approx(diagonal_mm, abs=1e-4)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert np.allclose(summary["cases"][0]["steps_mm"], affine[:3, :3], atol=1e-6)
+    (entry,) = summary["cases"]
+    assert _diagonals(tmp_path, "scans", {"cases": [entry]})["tilt"] == pytest.approx(diagonal_mm, abs=1e-4)
 
 
 def test_two_files_are_a_pair_whatever_their_names(folders):

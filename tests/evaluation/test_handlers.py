@@ -177,6 +177,20 @@ def test_oblique_and_float_labels(tmp_path):
     assert summary["cases"][0]["spacing_mm"] == pytest.approx([2, 1, 3], abs=1e-6)
 
 
+def test_sheared_labels_are_measured_as_their_affine_says(tmp_path):
+    sheared = AFFINE.clone()
+    sheared[2, 1] = 0.75  # a step of 1 mm along y climbs by 0.75: voxels are 2 x 1 x 3 mm3 still, edges of 1.25 mm
+    state = evaluate(
+        items(affine=sheared), [PerOrganReport(tmp_path, LABELS)], more={"val_hd95_mm": OrganHD95(LABELS)}
+    ).state
+    rows = read(tmp_path / "per_case.csv")
+    assert rows[0]["volume_label_ml"] == f"{27 * 6 / 1000:.6f}"
+    diagonal_mm = math.hypot(16, 8, 24 + 8 * 0.75)
+    assert state.metric_details["val_hd95_mm"]["spleen"] == pytest.approx(diagonal_mm)
+    mean = read(tmp_path / "per_organ.csv")[-1]
+    assert float(mean["hd95_penalised_mm_mean"]) == pytest.approx(state.metrics["val_hd95_mm"], abs=1e-6)
+
+
 def test_table_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "pipeline.evaluation"):
         evaluate(items(), [PerOrganReport(tmp_path, LABELS)])

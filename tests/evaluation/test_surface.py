@@ -18,7 +18,7 @@ from pipeline.evaluation import (
     organ_surface_distances,
     surface_distances,
 )
-from pipeline.evaluation.surface import diagonal_mm, surface_voxels
+from pipeline.evaluation.surface import diagonal_mm, surface_voxels, voxel_mm3
 
 REDUCERS = (hd95_mm, hd95_pooled_mm, assd_mm, hausdorff_mm)
 
@@ -60,7 +60,7 @@ def brute_force(prediction: np.ndarray, label: np.ndarray, spacing: tuple[float,
                     inside_frame = 0 <= beside[axis] < array.shape[axis]
                     if not inside_frame or not array[tuple(beside)]:
                         found.append(tuple(index))
-        return np.array(sorted(set(found))) * spacing
+        return np.array(sorted(set(found))) @ (np.diag(spacing) if np.ndim(spacing) == 1 else np.transpose(spacing))
 
     ours, theirs = points(prediction), points(label)
     between = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
@@ -244,3 +244,52 @@ def test_parity_with_monai_and_medpy(seed, shape):
 def test_bad_input_is_refused(prediction, label, spacing, message):
     with pytest.raises(InputError, match=message):
         surface_distances(prediction, label, spacing)
+
+
+class TestShearedGrid:
+    """A gantry tilted by 20 degrees: a step along y climbs, one along z goes straight to the head by 5 mm."""
+
+    tilt = math.radians(20)
+    steps = np.array([[1, 0, 0], [0, math.cos(tilt), 0], [0, math.sin(tilt), 5.0]])
+    label = mask((40, 60, 20), (10, 30), (15, 45), (4, 16))
+    prediction = mask((40, 60, 20), (10, 30), (15, 45), (7, 19))  # three slices higher
+
+    def test_distances_by_hand(self):
+        distances = surface_distances(self.prediction, self.label, self.steps)
+        # 15 mm straight down; the nearest point is five rows back, where the plane is 5 sin(20) mm lower.
+        assert hd95_mm(distances) == pytest.approx(math.sqrt(15**2 - 2 * 15 * 5 * math.sin(self.tilt) + 5**2))
+        assert hausdorff_mm(distances) == pytest.approx(15)  # of the first row, which has none behind it
+
+    def test_volume_and_diagonal_by_hand(self):
+        assert voxel_mm3(self.steps) == pytest.approx(5 * math.cos(self.tilt))
+        longest = math.hypot(40, 60 * math.cos(self.tilt), 60 * math.sin(self.tilt) + 100)
+        assert diagonal_mm((40, 60, 20), self.steps) == pytest.approx(longest)
+
+    def test_a_rotation_changes_nothing(self):
+        turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+        turned = surface_distances(self.prediction, self.label, turn @ self.steps)
+        assert hd95_mm(turned) == pytest.approx(hd95_mm(surface_distances(self.prediction, self.label, self.steps)))
+        straight = turn @ np.diag([0.7, 1.3, 2.5])
+        by_matrix, by_lengths = (surface_distances(*blobs(3), spacing) for spacing in (straight, (0.7, 1.3, 2.5)))
+        assert assd_mm(by_matrix) == pytest.approx(assd_mm(by_lengths))
+
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_agrees_with_the_definition(self, order):
+        prediction, label = (np.asarray(array, order=order) for array in blobs(5))
+        steps = np.array([[0.8, 0.3, 0.1], [0, 1.1, -0.4], [0.2, 0, 2.0]])
+        directed = brute_force(prediction, label, steps)
+        distances = surface_distances(prediction, label, steps)
+        assert hd95_mm(distances) == pytest.approx(max(np.percentile(side, 95) for side in directed))
+        assert assd_mm(distances) == pytest.approx(np.concatenate(directed).mean())
+
+    def test_a_single_slice_keeps_the_shear_of_its_axes(self):
+        steps = np.array([[1, 0.5, 0], [0, 1, 0], [0, 0, 3.0]])
+        slices = [mask((9, 9, 1), (4, 5), (start, start + 1), (0, 1)) for start in (2, 4)]
+        assert hd95_mm(surface_distances(*slices, steps)) == pytest.approx(2 * math.hypot(0.5, 1))
+
+    @pytest.mark.parametrize(
+        "steps", [np.zeros((3, 3)), np.ones((3, 3)), np.full((3, 3), np.nan), np.eye(2), [[1, 0, 0], [0, 1, 0]]]
+    )
+    def test_steps_that_span_no_volume_are_refused(self, steps):
+        with pytest.raises(InputError, match="needs 3 positive lengths or steps"):
+            surface_distances(self.prediction, self.label, steps)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, find_disk_error
-from pipeline.files.atomic import remove_unfinished, replace_when_complete, write_json, write_tensors
+from pipeline.files.atomic import new_folder, remove_unfinished, replace_when_complete, write_json, write_tensors
 
 
 @contextmanager
@@ -69,6 +69,34 @@ def test_disk_that_fails_at_the_last_moment(tmp_path, monkeypatch, code):
     with pytest.raises(InputError, match=os.strerror(code)):
         write_json(tmp_path / "file.json", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_disk_has_every_file_before_its_name_is_given(tmp_path, monkeypatch):
+    # A power cut keeps what was synced, and may keep any rename.
+    done = []
+    real = {name: getattr(os, name) for name in ("fsync", "rename", "replace")}
+
+    def synced(descriptor):
+        done.append(("synced", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        return real["fsync"](descriptor)
+
+    def named(call, source, target):
+        done.append(("named", os.path.basename(target)))
+        return real[call](source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for call in ("rename", "replace"):
+        monkeypatch.setattr(os, call, lambda source, target, call=call: named(call, source, target))
+    with new_folder(tmp_path / "made") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "scan.bin").write_bytes(bytes(100))
+        (folder / "top.txt").write_text("text")
+    assert {("synced", name) for name in ("scan.bin", "inner", "top.txt")} <= set(done[: done.index(("named", "made"))])
+    assert done[-1] == ("synced", tmp_path.name)
+    done.clear()
+    write_json(tmp_path / "a.json", {})
+    assert [step for step, _ in done] == ["synced", "named", "synced"]
+    assert done[1:] == [("named", "a.json"), ("synced", tmp_path.name)]
 
 
 def test_other_failures_of_a_writer_keep_their_traceback(tmp_path):

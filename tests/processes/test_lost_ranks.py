@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pipeline.errors import InputError
 from pipeline.processes import lost_ranks
-from pipeline.processes.lost_ranks import describe_lost_ranks, find_connection_error, report_lost_ranks
+from pipeline.processes.lost_ranks import describe_lost_ranks, find_connection_error, report_ends
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
@@ -28,7 +28,7 @@ def store(monkeypatch) -> dist.HashStore:
     monkeypatch.setattr(lost_ranks, "_SEARCH_S", 0.3)
     monkeypatch.setattr(sys, "excepthook", lambda *_: None)
     store = dist.HashStore()
-    report_lost_ranks(store, 0, 3)
+    report_ends(store, 0, 3)
     return store
 
 
@@ -79,24 +79,60 @@ def test_rank_that_does_not_answer_is_told_from_one_that_lost_it_too(store):
     assert "Timed out waiting 1800000ms" in line
 
 
-def test_own_error_is_noted_and_goes_to_the_hook_before(store, monkeypatch):
+def failed_by(cause: Exception) -> RuntimeError:
+    error = RuntimeError("failed to run the config")
+    error.__cause__ = cause
+    return error
+
+
+def test_refusal_is_noted_and_told_with_its_code(store, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sys.excepthook(RuntimeError, failed_by(InputError("slice 7 is broken")), None)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: slice 7 is broken\n"
+    assert store.get("end/0").decode() == "slice 7 is broken"
+    assert store.get("code/0").decode() == "2"
+
+
+def test_defect_is_noted_and_goes_to_the_hook_before(store, monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error[1]))
-    report_lost_ranks(store, 0, 3)
-    error = RuntimeError("failed to run the config")
-    error.__cause__ = InputError("slice 7 is broken")
+    report_ends(store, 0, 3)
+    error = failed_by(TypeError("a defect"))
     sys.excepthook(RuntimeError, error, None)
     assert seen == [error]
-    assert store.get("end/0").decode() == "slice 7 is broken"
+    assert store.get("end/0").decode() == "RuntimeError: failed to run the config"
+
+
+def test_line_is_told_once_where_two_share_a_terminal(store, tmp_path, monkeypatch):
+    with open(tmp_path / "terminal", "w") as first, open(tmp_path / "terminal", "a") as second:
+        for stream in (first, second):
+            monkeypatch.setattr(sys, "stderr", stream)
+            with pytest.raises(SystemExit):
+                sys.excepthook(RuntimeError, failed_by(InputError("slice 7 is broken")), None)
+    assert (tmp_path / "terminal").read_text() == "error: slice 7 is broken\n"
+    with open(tmp_path / "another", "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(SystemExit):
+            sys.excepthook(RuntimeError, failed_by(InputError("slice 7 is broken")), None)
+    assert (tmp_path / "another").read_text() == "error: slice 7 is broken\n"
+
+
+def test_lost_rank_passes_its_code_on(store):
+    note_address(store, 1, os.getpid())
+    note_address(store, 2, os.getpid())
+    store.set("code/2", "2")
+    store.set("end/2", "slice 7 is broken")
+    with pytest.raises(SystemExit) as stop:
+        sys.excepthook(RuntimeError, failed_by(CLOSED), None)
+    assert stop.value.code == 2
 
 
 def test_lost_connection_is_one_line_and_exit_code_1(store, capsys):
     note_address(store, 1, dead_process())
     note_address(store, 2, os.getpid())
-    error = RuntimeError("failed to run the config")
-    error.__cause__ = CLOSED
     with pytest.raises(SystemExit) as stop:
-        sys.excepthook(RuntimeError, error, None)
+        sys.excepthook(RuntimeError, failed_by(CLOSED), None)
     assert stop.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
 import os
 import pydoc
 import shutil
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from pipeline.described import TARGET
 from pipeline.errors import InputError
-from pipeline.files.atomic import write_json
+from pipeline.files.atomic import sync_folder, write_json
 
 # Raised when the meaning of the stored slices changes, so that older folders are not read.
 CACHE_VERSION = 2
@@ -66,10 +67,18 @@ def _file_facts(path: str) -> list[Any]:
 def open_slices(folder: Path) -> tuple[Tensor, Tensor, list[tuple[str, int]]]:
     """Return images (N, C, S, S) float32, labels (N, 1, S, S) uint8, and (case, position) of each slice.
 
-    The tensors are mapped from disk and private: what a program writes to them never reaches the files.
+    The tensors are mapped from disk and private: what a program writes to them never reaches the files. Raises
+    `InputError` for a folder that is not whole.
     """
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    slices, channels, *sides = index["shape"]
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        slices, channels, *sides = index["shape"]
+        whole = (slices * math.prod(sides) * channels * 4, slices * math.prod(sides))
+        there = tuple((folder / name).stat().st_size for name in (_IMAGES, _LABELS))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"slices in {folder} are damaged ({error}); remove it, and they are made anew") from error
+    if there != whole:
+        raise InputError(f"slices in {folder} are not whole, {there} of {whole} bytes; remove it: they are made anew")
     # Mode "c" (copy on write) rather than "r": torch warns about arrays that cannot be written.
     images = np.memmap(folder / _IMAGES, dtype=np.float32, mode="c", shape=(slices, channels, *sides))
     labels = np.memmap(folder / _LABELS, dtype=np.uint8, mode="c", shape=(slices, 1, *sides))
@@ -117,6 +126,7 @@ def building(folder: Path, size: int) -> Iterator[SliceWriter]:
         writer = SliceWriter(temporary, size)
         yield writer
         writer.finish()
+        sync_folder(temporary)
         try:
             os.rename(temporary, folder)
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder with one DICOM series read as one volume.
+"""A folder with one DICOM series read as one volume: stored values x slope + intercept, however they are displayed.
 
 The slices are ordered and spaced by their own positions. A series with a gap, with two slices at one place, or with
 slices of different grids is refused: stacked, it would look whole and measure wrong.
@@ -8,19 +8,24 @@ slices of different grids is refused: stacked, it would look whole and measure w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name that its manuals use)
 
-from pipeline.data.scans.dicom_elements import pixel_size
-from pipeline.data.scans.formats import dicom_files, is_dicom_folder
+from pipeline.data.scans.dicom_elements import PixelSize, pixel_size
+from pipeline.data.scans.formats import dicom_files, is_dicom_folder, is_visible, visible_files
 from pipeline.data.scans.geometry import Volume, check_affine
 from pipeline.data.scans.simpleitk import affine_of, grey_array, is_grey, last_line
 from pipeline.errors import InputError
 
-# Positions are decimal text in the files; what differs more from even steps than this share is a gap or an overlap.
+# Positions are decimal text in the files; what differs more from even steps than this share is a gap or an overlap,
+# unless all of them are rounded to few digits. A gap is a third of a step and more off an even stack, so that roundings
+# up to that are told from it.
 _STEP_TOLERANCE = 0.02
+_COARSEST_ROUNDING = 0.3
 _TILT_WORTH_A_NOTE_DEGREES = 0.1
 _FRAMES, _DESCRIPTION = "0028|0008", "0008|103e"
 _GEOMETRY_TAGS = {
@@ -38,6 +43,8 @@ class _Slice:
     affine: np.ndarray  # (4, 4) voxel to mm in RAS; its third column is the slice normal
     size: tuple[int, int]
     pixel_id: int
+    position: tuple[str, ...] = ()  # as the header spells it
+    inverted_at: int | None = None  # see `PixelSize`
 
 
 def read_dicom_series(folder: Path, max_bytes: int) -> Volume:
@@ -58,7 +65,7 @@ def read_dicom_series(folder: Path, max_bytes: int) -> Volume:
 
 
 def _named_as_slices(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in _SLICE_SUFFIXES and path.is_file()]
+    return [path for path in visible_files(folder) if path.suffix.lower() in _SLICE_SUFFIXES]
 
 
 def _programs(folder: Path) -> list[str]:
@@ -76,28 +83,32 @@ def _programs(folder: Path) -> list[str]:
 
 
 def series_files(folder: Path) -> list[Path]:
-    """Return the slices of the one series in a folder; `InputError` for several, and for damaged files among them."""
+    """Return the slices of the one series in a folder; `InputError` for several, and for damaged files among them.
+
+    Hidden files are passed over, such as those that macOS lays beside each file on a foreign disk (`._im003.dcm`).
+    """
     try:
         series = {
-            uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+            uid: [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)]
             for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         }
+        series = {uid: shown for uid, files in series.items() if (shown := [*filter(is_visible, files)])}
     except RuntimeError as error:
         raise InputError(f"{folder}: a file of the series is damaged ({last_line(error)}); export it again") from error
     # GDCM leaves out files that it cannot parse: at either end of the stack nobody would miss them.
-    known = {Path(name) for files in series.values() for name in files}
+    known = {path for files in series.values() for path in files}
     lost = sorted({*dicom_files(folder), *_named_as_slices(folder)} - known)
     if lost:
         raise InputError(f"{lost[0]} is damaged or no part of a series ({len(lost)} such files); export it again")
     if len(series) > 1:
         listed = "; ".join(f"{uid} ({len(files)} files{_described(files[0])})" for uid, files in sorted(series.items()))
         raise InputError(f"{folder} holds {len(series)} DICOM series: {listed}; move one into a folder of its own")
-    return [Path(name) for name in next(iter(series.values()))]
+    return next(iter(series.values()))
 
 
-def _described(path: str) -> str:
+def _described(path: Path) -> str:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
+    reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError:
@@ -121,13 +132,14 @@ def _read_header(path: Path) -> _Slice:
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}, so its place is unknown; export the original series")
     width, height, _ = reader.GetSize()
-    _check_pixels(path, width, height)
-    return _Slice(path, affine_of(reader), (width, height), reader.GetPixelID())
-
-
-def _check_pixels(path: Path, width: int, height: int) -> None:
-    """Refuse a file with more or less pixels than its header promises, by a row or more."""
     said = pixel_size(path)
+    _check_pixels(path, said, width, height)
+    position = tuple(reader.GetMetaData(_GEOMETRY_TAGS["ImagePositionPatient"]).split("\\"))
+    return _Slice(path, affine_of(reader), (width, height), reader.GetPixelID(), position, said.inverted_at)
+
+
+def _check_pixels(path: Path, said: PixelSize, width: int, height: int) -> None:
+    """Refuse a file with more or less pixels than its header promises, by a row or more."""
     if (said.columns, said.rows) != (width, height):
         raise InputError(
             f"{path}: {said.columns} x {said.rows} pixels by its header, but read as {width} x {height};"
@@ -155,16 +167,17 @@ def _stacked(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], np.ndarr
     slices = sorted(slices, key=lambda item: float(item.affine[:3, 3] @ normal))
     positions = np.array([item.affine[:3, 3] for item in slices])
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    _check_even(folder, slices, positions, step)
+    notes = _check_even(folder, slices, positions, step)
     affine = slices[0].affine.copy()
     affine[:3, 2] = step
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0))))
-    tilted = tilt > _TILT_WORTH_A_NOTE_DEGREES
-    return slices, affine, [f"slices shifted along a tilt of {tilt:.2f} degrees: affine sheared"] if tilted else []
+    if tilt > _TILT_WORTH_A_NOTE_DEGREES:
+        notes.append(f"slices shifted along a tilt of {tilt:.2f} degrees: affine sheared")
+    return slices, affine, notes
 
 
-def _check_even(folder: Path, slices: list[_Slice], positions: np.ndarray, step: np.ndarray) -> None:
-    """Refuse steps between neighbours that differ from the most common one."""
+def _check_even(folder: Path, slices: list[_Slice], positions: np.ndarray, step: np.ndarray) -> list[str]:
+    """Refuse steps between neighbours that differ from the most common one by more than rounding; note a coarse one."""
     steps = np.diff(positions, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
     usual = float(np.median(lengths))
@@ -177,10 +190,32 @@ def _check_even(folder: Path, slices: list[_Slice], positions: np.ndarray, step:
     worst = np.linalg.norm(steps - np.median(steps, axis=0), axis=1)
     index = int(worst.argmax())
     if worst[index] > _STEP_TOLERANCE * usual:
+        rounding_mm = _rounding_mm(slices)
+        if rounding_mm < _COARSEST_ROUNDING * usual and _is_even_but_for(rounding_mm, positions, step):
+            return [f"slice positions rounded to {rounding_mm:g} mm: even steps of {np.linalg.norm(step):.4g} mm taken"]
         raise InputError(
             f"{folder}: {lengths[index]:g} mm between {slices[index].path.name} and {slices[index + 1].path.name},"
             f" {usual:g} mm elsewhere; slices are missing or moved, export the whole series"
         )
+    return []
+
+
+def _rounding_mm(slices: list[_Slice]) -> float:
+    """Return the unit of the last digit that any position has, such as 0.1 for -12.30 and 4.5."""
+    try:
+        digits = [Decimal(text.strip()).normalize().as_tuple().exponent for item in slices for text in item.position]
+        return 10.0 ** min(0, *digits)
+    except (InvalidOperation, TypeError):
+        return 0.0
+
+
+def _is_even_but_for(rounding_mm: float, positions: np.ndarray, step: np.ndarray) -> bool:
+    """Tell whether positions (slices, 3), each rounded to so much, can come of even steps.
+
+    Half a unit is the most that rounding moves a slice, and half a unit what it moves the line between first and last.
+    """
+    even = positions[0] + np.arange(len(positions))[:, None] * step
+    return bool(np.abs(positions - even).max() <= 1.001 * rounding_mm)
 
 
 def _read_pixels(slices: list[_Slice]) -> np.ndarray:
@@ -192,10 +227,21 @@ def _read_pixels(slices: list[_Slice]) -> np.ndarray:
     array = np.empty((*slices[0].size, len(slices)), dtype=np.float32 if real else np.int32, order="F")
     for index, item in enumerate(slices):
         try:
-            array[..., index] = grey_array(sitk.ReadImage(str(item.path)))[..., 0]
+            array[..., index] = grey_array(_read_slice(item))[..., 0]
         except RuntimeError as error:
             raise InputError(f"{item.path} cannot be read: {last_line(error)}; export the series again") from error
     return _narrowed(array)
+
+
+def _read_slice(item: _Slice) -> sitk.Image:
+    """Return the values of a slice; GDCM turns those of MONOCHROME1 round for the screen, so it gets another word."""
+    if item.inverted_at is None:
+        return sitk.ReadImage(str(item.path))
+    content = bytearray(item.path.read_bytes())
+    content[item.inverted_at] = ord("2")
+    with TemporaryDirectory() as folder:
+        (copy := Path(folder) / "slice.dcm").write_bytes(content)
+        return sitk.ReadImage(str(copy))
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:

@@ -27,10 +27,21 @@ def is_dicom_folder(folder: Path) -> bool:
 
 def dicom_files(folder: Path) -> Iterator[Path]:
     """Yield the DICOM files of a folder in the order of their names; `InputError` for a pipe or a device in it."""
-    for path in sorted(folder.iterdir()):
+    for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is no regular file; take it out of the series")  # GDCM would wait for a pipe
-        if path.is_file() and path.name not in _NO_SLICES:
+    for path in visible_files(folder):
+        if path.name not in _NO_SLICES:
             with open(path, "rb") as file:
                 if file.read(132)[128:] == b"DICM":
                     yield path
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files in a folder, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if is_visible(path) and path.is_file())
+
+
+def is_visible(path: Path) -> bool:
+    """Tell whether a file is shown: its name does not begin with a dot."""
+    return not path.name.startswith(".")

@@ -46,6 +46,11 @@ class Volume:
         x, y, z = spacing_of(self.affine)
         return x, y, z
 
+    @property
+    def steps_mm(self) -> np.ndarray:
+        """Steps along x, y and z of the array, (3, 3): column by column, in mm of RAS."""
+        return self.affine[:3, :3]
+
 
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     """Return the length in mm of one step along each array axis."""
@@ -92,9 +97,11 @@ def from_ras(array_ras: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def to_voxel_order_of(array: np.ndarray, affine: np.ndarray, other_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a view of `array` with its axes permuted and flipped as those of `other_affine`, and its affine."""
-    source, target = nib.io_orientation(affine), nib.io_orientation(other_affine)
-    return _reoriented(array, affine, nib.orientations.ornt_transform(source, target))
+    """Return a view of `array` with its axes permuted and flipped as those of `other_affine`, and its affine.
+
+    The two are compared with each other: to which side of the patient an axis at 45 degrees points, rounding decides.
+    """
+    return _reoriented(array, affine, nib.io_orientation(np.linalg.inv(other_affine) @ affine))
 
 
 def _reoriented(array: np.ndarray, affine: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,7 @@ def read_nifti(path: Path, max_bytes: int = MAX_VOXEL_BYTES) -> Volume:
     with _readable(path) as stream:
         header, edges = _read_header(path, stream)
         shape, notes = _shape(path, header)
+        notes += _unused_scaling(header)
         _check_budget(path, header, max_bytes)
         affine, more = _affine(path, header, edges)
         raw, rest = _read_voxels(path, stream, header)
@@ -265,6 +266,15 @@ def _count(stream: BinaryIO, limit: int) -> int:
             break
         count += read
     return count
+
+
+def _unused_scaling(header: nib.Nifti1Header) -> list[str]:
+    """Note a scaling that says nothing: infinite, or an offset to a slope of 0 or NaN, which both mean none."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    lost_offset = math.isfinite(inter) and inter != 0
+    if math.isinf(slope) or ((slope == 0 or math.isnan(slope)) and lost_offset):
+        return [f"scl_slope {slope:g} and scl_inter {inter:g} give no values: the stored ones taken"]
+    return []
 
 
 def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:

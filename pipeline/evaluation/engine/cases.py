@@ -24,14 +24,14 @@ class EngineCase:
     """One case of a batch.
 
     `prediction` and `label`: label maps without batch and channel axes, (X, Y, Z) or (H, W) uint8, on the evaluator's
-    device. `spacing_mm`: one length for each axis, None if the label carries no affine. `case`: None if the batch has
-    no key `case`. `image_shape`: of the image that was segmented, None if the batch has no key `image`.
+    device. `steps_mm`: the step along each axis, column by column, None if the label carries no affine. `case`: None if
+    the batch has no key `case`. `image_shape`: of the image that was segmented, None if the batch has no key `image`.
     """
 
     case: str | None
     prediction: torch.Tensor
     label: torch.Tensor
-    spacing_mm: tuple[float, ...] | None
+    steps_mm: np.ndarray | None
     image_shape: tuple[int, ...] | None = None
 
 
@@ -49,8 +49,8 @@ def engine_cases(engine: Engine) -> Iterator[EngineCase]:
             raise InputError(f"the evaluator's output lacks {', '.join(missing)}; it has {', '.join(map(str, output))}")
         prediction = _label_map("prediction", output[CommonKeys.PRED], case)
         label = _label_map("label", output[CommonKeys.LABEL], case)
-        spacing_mm = _spacing_mm(output[CommonKeys.LABEL], label.ndim)
-        yield EngineCase(case, prediction, label, spacing_mm, _image_shape(batch, index, label.ndim))
+        steps_mm = _steps_mm(output[CommonKeys.LABEL], label.ndim)
+        yield EngineCase(case, prediction, label, steps_mm, _image_shape(batch, index, label.ndim))
 
 
 def tensor_confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> np.ndarray:
@@ -107,8 +107,7 @@ def _label_map(name: str, tensor: torch.Tensor, case: str | None) -> torch.Tenso
     return whole
 
 
-def _spacing_mm(label: torch.Tensor, axes: int) -> tuple[float, ...] | None:
+def _steps_mm(label: torch.Tensor, axes: int) -> np.ndarray | None:
     if not isinstance(label, MetaTensor):
         return None
-    affine = np.asarray(label.affine.cpu(), dtype=np.float64)
-    return tuple(float(length) for length in np.linalg.norm(affine[:-1, :axes], axis=0))
+    return np.asarray(label.affine.cpu(), dtype=np.float64)[:-1, :axes]

@@ -135,10 +135,10 @@ class OrganHD95(Metric):
         """Measure one case."""
         case = output.case if output.case is not None else f"{distributed.rank()}/{len(self._scores)}"
         refuse_double(case, self._scores)
-        if self._spacing_known and output.spacing_mm is None:
+        if self._spacing_known and output.steps_mm is None:
             raise InputError(f"label of case {case} has no affine; load it as a MetaTensor for distances in mm")
         maps = (tensor.cpu().numpy() for tensor in (output.prediction, output.label))
-        self._scores[case] = score_case(case, *maps, self._organs, output.spacing_mm if self._spacing_known else None)
+        self._scores[case] = score_case(case, *maps, self._organs, output.steps_mm if self._spacing_known else None)
 
     def compute(self) -> float:
         """Return the metric; collective under torch.distributed."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
@@ -111,26 +112,26 @@ class PerOrganReport:
         if item.case is None:
             raise InputError("the batch has no key 'case'; name each case in the datalist, as dataset.json does")
         refuse_double(item.case, self._scores)
-        spacing_mm = self._spacing_mm(item)
+        steps_mm = self._steps_mm(item)
         started = time.perf_counter()
         prediction, label = item.prediction.cpu().numpy(), item.label.cpu().numpy()
         try:
-            scores = self.protocol.score(item.case, prediction, label, self.organs, spacing_mm)
+            scores = self.protocol.score(item.case, prediction, label, self.organs, steps_mm)
         except InputError as error:
             raise InputError(f"case {item.case}: {error}") from error
         seconds = {"segmentation": segmentation_seconds, "scoring": time.perf_counter() - started}
         self._scores[item.case] = scores
         self._cases[item.case] = {
-            **describe_case(item.case, label.shape, spacing_mm, **seconds),
+            **describe_case(item.case, label.shape, steps_mm, **seconds),
             **self._describe_image(item),
         }
 
-    def _spacing_mm(self, item: EngineCase) -> tuple[float, ...] | None:
+    def _steps_mm(self, item: EngineCase) -> np.ndarray | None:
         if not self.spacing_known or self.protocol.kind == SLIDES:
             return None
-        if item.spacing_mm is None:
+        if item.steps_mm is None:
             raise InputError(f"label of case {item.case} has no affine; load it as a MetaTensor for distances in mm")
-        return item.spacing_mm
+        return item.steps_mm
 
     def _describe_image(self, item: EngineCase) -> dict[str, Any]:
         """Return what the summary says of an image whose map is not on its own grid."""

@@ -54,7 +54,7 @@ def score_case_transunet(
     prediction: np.ndarray,
     label: np.ndarray,
     organs: Mapping[int, str],
-    spacing_mm: Sequence[float] | None = None,
+    spacing_mm: surface.Spacing | None = None,
 ) -> list[TransUNetScore]:
     """Score every organ of one case by the published convention; arguments and errors as `score_case`.
 

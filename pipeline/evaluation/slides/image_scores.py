@@ -135,7 +135,7 @@ def score_image(
     prediction: np.ndarray,
     label: np.ndarray,
     organs: Mapping[int, str],
-    spacing_mm: Sequence[float] | None = None,
+    spacing_mm: surface.Spacing | None = None,
 ) -> list[ImageScore]:
     """Score every class of one image but the background, in the order of their label values.
 

@@ -24,6 +24,7 @@ from pipeline.data import (
     resize_images,
     resize_labels,
 )
+from pipeline.data.samples import slice_cache
 from pipeline.data.samples import slices as module
 from pipeline.data.samples.slice_cache import cache_key
 from pipeline.errors import InputError
@@ -215,6 +216,23 @@ def test_a_label_of_the_mark_alone_is_no_unlabelled_case():
     image, label = volume(2)
     with pytest.raises(InputError, match="label values 255 are not among"):
         SliceDataset(datalist("a"), InMemory({"a": (image, np.full_like(label, UNLABELLED))}), size=8, out_channels=3)
+
+
+@pytest.mark.parametrize("file", ["images.float32", "labels.uint8", "index.json"])
+def test_cache_that_is_not_whole_is_refused(tmp_path, file):
+    entries, cache = [nifti_case(tmp_path, "RAS", "a")], tmp_path / "cache"
+    SliceDataset(entries, bundle_preprocessing(), 8, 3, cache_dir=str(cache))
+    (damaged,) = cache.glob(f"*/{file}")
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"slices in .* are (damaged|not whole).*they are made anew"):
+        SliceDataset(entries, bundle_preprocessing(), 8, 3, cache_dir=str(cache))
+
+
+def test_cache_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(slice_cache, "sync_folder", lambda folder: synced.append(sorted(os.listdir(folder))))
+    SliceDataset([nifti_case(tmp_path, "RAS", "a")], bundle_preprocessing(), 8, 3, cache_dir=str(tmp_path / "cache"))
+    assert synced == [["images.float32", "index.json", "labels.uint8"]]
 
 
 def test_writing_to_cached_slices_never_reaches_the_disk(tmp_path):

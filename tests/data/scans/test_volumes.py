@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImaged, Orientation, ScaleIntensityRange
+from monai.transforms import LoadImaged, Orientation, Orientationd, ScaleIntensityRange
 
+from pipeline.data.preprocessing import Preprocessing
 from pipeline.data.scans.monai_reader import VolumeReader
 from pipeline.data.scans.volumes import (
     Volume,
@@ -309,3 +311,54 @@ def test_real_scan_round_trip(shared_data: Path, tmp_path: Path) -> None:
     again = read_label(tmp_path / "label.nii.gz", like=image)
     np.testing.assert_array_equal(again.array, label.array)
     np.testing.assert_array_equal(again.affine, nib.load(folder / "ct_3mm.nii.gz").affine)
+
+
+DIAGONAL = np.eye(4)
+DIAGONAL[:3, :3] = rotation((1.0, 0.0, 0.0), math.radians(135)) * np.array(SPACING_MM)
+
+
+@pytest.mark.parametrize("axcodes", ["LAS", "RSA", "SAR", "IPL"])
+def test_label_of_a_scan_at_45_degrees_is_turned_to_its_image(tmp_path: Path, axcodes: str) -> None:
+    # The label is stored in another order of axes, and its affine is rounded to float32: MONAI sees other sides.
+    change = nib.orientations.axcodes2ornt(axcodes)
+    image = save(tmp_path / "image.nii", voxels(), DIAGONAL)
+    array = nib.orientations.apply_orientation(voxels("uint8"), change)
+    label = save(
+        tmp_path / "label.nii", np.ascontiguousarray(array), DIAGONAL @ nib.orientations.inv_ornt_aff(change, SHAPE)
+    )
+    turned = read_label(label, like=read_volume(image))
+    np.testing.assert_array_equal(turned.array, voxels("uint8"))
+    check_same_grid(read_volume(image), turned)
+
+
+def test_training_turns_a_label_that_rounding_gave_other_sides() -> None:
+    # At 135 degrees about x, float64 sends y to S and float32 to P: MONAI turns image and label apart.
+    affines = torch.as_tensor(DIAGONAL), torch.as_tensor(DIAGONAL.astype(np.float32).astype(np.float64))
+    assert nib.aff2axcodes(affines[0]) != nib.aff2axcodes(affines[1])
+    parts = {
+        key: MetaTensor(torch.as_tensor(voxels())[None], affine=affine)
+        for key, affine in zip(("image", "label"), affines, strict=True)
+    }
+    orientation = Orientationd(["image", "label"], axcodes="RAS", labels=None)
+    apart = orientation(dict(parts))
+    assert apart["image"].shape != apart["label"].shape
+    together = Preprocessing([orientation], [{}])(dict(parts))
+    np.testing.assert_array_equal(together["image"].numpy(), together["label"].numpy())
+    np.testing.assert_allclose(together["image"].affine, together["label"].affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("slope", "inter", "noted"),
+    [(np.inf, 0, True), (-np.inf, 0, True), (0, 5, True), (np.nan, 5, True), (np.nan, np.nan, False), (0, 0, False)],
+)
+def test_scaling_that_says_nothing_is_noted(tmp_path: Path, slope: float, inter: float, noted: bool) -> None:
+    volume = read_volume(save(tmp_path / "a.nii", voxels(), scl_slope=slope, scl_inter=inter))
+    np.testing.assert_array_equal(volume.array, voxels())
+    expected = (f"scl_slope {slope:g} and scl_inter {inter:g} give no values: the stored ones taken",)
+    assert volume.notes == (expected if noted else ())
+
+
+def test_window_of_the_display_changes_no_value(tmp_path: Path) -> None:
+    volume = read_volume(save(tmp_path / "a.nii", voxels(), cal_min=10, cal_max=20))
+    np.testing.assert_array_equal(volume.array, voxels())
+    assert volume.notes == ()
