@@ -185,7 +185,7 @@ def test_all_mistakes_in_a_declaration_are_rows(folder: Path) -> None:
         "tile_px is -1",
         "spacing_known is 1",
         "training[0] must be an object",
-        "training[1] lacks patient, image, label",
+        "training[1] lacks patient, image",
         "training[2]: patient is 3",
         "training[3]: image '../a' leaves the dataset folder",
         "training[3]: case 'x/y' holds a slash",
