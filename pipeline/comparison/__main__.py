@@ -7,13 +7,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.comparison.write import CSV_FILE, write_comparison
 from pipeline.errors import InputError, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the runs that the command line names; returns exit code 0."""
     options = _parser().parse_args(arguments)
+    from pipeline.comparison.write import CSV_FILE, write_comparison  # brings torch; --help must not wait for it
+
     if (Path(options.output) / CSV_FILE).exists() and not options.overwrite:
         raise InputError(f"{options.output} holds a comparison already: choose another folder, or pass --overwrite")
     write_comparison(options.runs, options.output, options.dataset, options.title)
