@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture that people look for: one row a case, columns for the image, the label and each method's prediction.
+"""Draw cases in one picture: a row a case, columns for the image, the label and each method's prediction.
 
 Scans and slides alike: `dataset.json` tells which they are.
 """
@@ -15,13 +15,7 @@ from pipeline.errors import InputError, run_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the comparison that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.comparison.figures", description=__doc__)
-    parser.add_argument("--dataset", required=True, help="folder with a dataset.json")
-    parser.add_argument("--predictions", required=True, nargs="+", metavar="NAME=DIR", help="label maps of each method")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--cases", help="names separated by commas; all by default")
-    parser.add_argument("--output", required=True, help="PNG, SVG or PDF file")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     predictions = {}
     for pair in options.predictions:
         name, equals, folder = pair.partition("=")
@@ -36,6 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = options.cases.split(",") if options.cases else None
     save_figure(comparison_figure(load_dataset(options.dataset), predictions, options.split, cases), options.output)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m pipeline.comparison.figures", description=__doc__)
+    command.add_argument("--dataset", required=True, help="folder with a dataset.json")
+    command.add_argument(
+        "--predictions", required=True, nargs="+", metavar="NAME=DIR", help="label maps of each method"
+    )
+    command.add_argument("--split", default="test", help="training, validation or test (default %(default)s)")
+    command.add_argument("--cases", help="names separated by commas; all by default")
+    command.add_argument("--output", required=True, help="PNG, SVG or PDF file")
+    return command
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m pipeline.distillation`: the methods by the names that `--method` takes, with their settings."""
+"""List the methods of distillation, by the names that `--method` takes, with their settings."""
 
 from __future__ import annotations
 
@@ -31,12 +31,17 @@ def describe(name: str) -> str:
 
 def main() -> int:
     """Print all methods; return 0."""
-    argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__).parse_args()
+    parser().parse_args()
     from pipeline.distillation.catalogue import METHODS
 
     for name in METHODS:
         print(describe(name))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line, which has no option."""
+    return argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ _MOST_LISTED = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score what the command line names; returns exit code 0."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     started = time.perf_counter()
     dataset = None if options.dataset is None else load_dataset(options.dataset)
     kind = SCANS if dataset is None else dataset.kind
@@ -153,24 +153,25 @@ def _warn_of_gaps(matching: Matching, dataset: Dataset | None) -> None:
         _logger.warning("dataset %s has no voxel size: distances in mm and volumes in ml stay empty", dataset.name)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
+    command.add_argument(
         "--predictions",
         required=True,
         metavar="DIR_OR_FILE",
         help="label maps: CASE.nii.gz of scans, CASE.tif or CASE.png of slides",
     )
-    parser.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
-    parser.add_argument("--dataset", metavar="JSON_OR_DIR", help="dataset.json with the classes; slides need it")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
-    parser.add_argument(
+    command.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
+    command.add_argument("--dataset", metavar="JSON_OR_DIR", help="dataset.json with the classes; slides need it")
+    command.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
+    command.add_argument(
         "--protocol",
         choices=tuple(PROTOCOLS),
         help="of scans mm (the default) or transunet, the published Synapse convention; of slides full",
     )
-    parser.add_argument("--allow-missing", action="store_true", help="score the cases that have both files")
-    return parser
+    command.add_argument("--allow-missing", action="store_true", help="score the cases that have both files")
+    return command
 
 
 if __name__ == "__main__":

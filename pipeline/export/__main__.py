@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export a trained network for other runtimes; nothing is written unless the export segments as the network does."""
+"""Export a trained network to ONNX, OpenVINO, torch or a MONAI bundle; it is checked to segment alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFUSED = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the command line names: 0 when it is written, 1 when its masks differ from torch's."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     _check_options(options)
     return _export(options)
 
@@ -72,19 +72,20 @@ def _megabytes(path: Path) -> float:
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="model.pt of a training or distillation run")
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__)
+    command.add_argument("model", metavar="MODEL", help="model.pt of a training or distillation run")
     suffixes = ", ".join(kind.suffix for kind in FILE_KINDS.values())
-    parser.add_argument("output", metavar="OUTPUT", help=f"the file ({suffixes}); of a bundle the folder")
-    parser.add_argument("--format", required=True, choices=(*FILE_KINDS, BUNDLE))
-    parser.add_argument("--int8", action="store_true", help="8-bit weights and activations (onnx, openvino)")
-    parser.add_argument(
+    command.add_argument("output", metavar="OUTPUT", help=f"the file ({suffixes}); of a bundle the folder")
+    command.add_argument("--format", required=True, choices=(*FILE_KINDS, BUNDLE))
+    command.add_argument("--int8", action="store_true", help="8-bit weights and activations (onnx, openvino)")
+    command.add_argument(
         "--slices",
         metavar="SCAN_OR_FOLDER",
         help="training scans, pictures of tiles, or a dataset folder, whose labels then judge --int8",
     )
-    return parser
+    return command
 
 
 if __name__ == "__main__":
