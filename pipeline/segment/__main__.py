@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.data.scans.formats import scan_suffix
 from pipeline.data.scans.volumes import read_volume, write_label_map
 from pipeline.errors import BAD_INPUT, InputError, run_command
@@ -76,7 +77,8 @@ def _segment_file(source: Source, output: Path, student: Student) -> None:
     started = time.perf_counter()
     volume = read_volume(source.path)
     write_label_map(output, segment_volume(volume, student), volume)
-    for note in volume.notes:
+    doubt = doubt_modality(student.description.modality, float(volume.array.min()), float(volume.array.max()))
+    for note in (*volume.notes, *([doubt] if doubt else [])):
         print(f"{source.case}: {note}", file=sys.stderr)
     print(f"{source.case}: {time.perf_counter() - started:.1f} s by {student.backend}, {output}", flush=True)
 

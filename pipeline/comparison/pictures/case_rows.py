@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from pipeline.comparison.pictures.case_views import GREY, mask_file, scan_view, slide_view
+from pipeline.comparison.pictures.case_views import mask_file, scan_view, slide_view
 from pipeline.data import Case, Dataset
 from pipeline.data.dataset.dataset import SLIDES
 from pipeline.data.slides.base import UNREADABLE
-from pipeline.data.slides.palette import colour_of
+from pipeline.data.slides.palette import GREY, colour_of
 from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete
 
