@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison in one sentence: whether the best method of each student is ahead of the student without teacher."""
+"""The comparison in a sentence a student: whether its best method is better than the student without a teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.evaluation.statistics import FEWEST_FOR_WILCOXON
 
 
 def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    """Return the sentence; empty where no method has a student alone beside it.
+    """Return the sentences; empty where no method has a student alone beside it.
 
     A student's best method is the best in validation, as is its control; where the runs tell no validation score, the
     best of the table.
@@ -28,21 +28,21 @@ def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
         mine = [row for row in compared if row.arm.network == network]
         best = max(mine, key=lambda row: row.arm.validation if by_validation else row.metrics[metric.name].mean)
         change, control = best.metrics[metric.name].difference, comparison.control(network)
-        parts.append(f"{best.arm.label} is {_standing(change)} {control.label} ({_told(metric, change)})")
+        parts.append(f"{best.arm.label} is {_standing(change)} {control.label}: {_told(metric, change)}.")
     chosen = "in validation" if by_validation else "in this table, since the runs tell no validation score"
-    return f"Of each student the method that is best {chosen}, against its better control: {'; '.join(parts)}."
+    return f"{' '.join(parts)} Of each student the method and the control are those that are best {chosen}."
 
 
 def _standing(change: Difference) -> str:
     """Return where a method stands by the interval of its change; the main metrics are all better where more."""
     if change.includes_zero is not False:
-        return "not ahead of"
-    return "ahead of" if change.low > 0 else "behind"
+        return "not clearly better than"
+    return "better than" if change.low > 0 else "worse than"
 
 
 def _told(metric: Metric, change: Difference) -> str:
     told = f"{metric.title} {change.value:+.{metric.decimals}f}"
     if not math.isnan(change.low):
-        told += f", {change.low:.{metric.decimals}f} to {change.high:.{metric.decimals}f}"
+        told += f" (95 % interval {change.low:.{metric.decimals}f} to {change.high:.{metric.decimals}f})"
     told = told.replace("-", "\N{MINUS SIGN}")
-    return told if change.pairs >= FEWEST_FOR_WILCOXON else f"{told}, but of {change.pairs} alone"
+    return told if change.pairs >= FEWEST_FOR_WILCOXON else f"{told}, but {change.pairs} cases are too few to be sure"
