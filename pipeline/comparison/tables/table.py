@@ -14,7 +14,7 @@ from pipeline.comparison.paired import METRICS, Difference, Metric, main_metric
 from pipeline.comparison.run_files import HD95
 from pipeline.comparison.tables.csv_file import control_names
 from pipeline.comparison.tables.rows import ComparisonRow, MetricScore, OrganFigures
-from pipeline.comparison.tables.verdict import verdict
+from pipeline.comparison.tables.verdict import choice, verdict
 from pipeline.data.dataset.dataset import SCANS
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, FEWEST_FOR_WILCOXON
 from pipeline.evaluation.tables import text_number
@@ -109,6 +109,7 @@ def notes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[str]:
                 if reason:
                     reasons.setdefault(f"No {what} of {row.arm.label}: {reason}", []).append(metric.title)
     return [
+        *choice(comparison, rows),
         *comparison.notes,
         *(f"{reason} ({' and '.join(titles)})." for reason, titles in reasons.items()),
     ]
