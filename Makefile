@@ -6,6 +6,7 @@ PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
+DOCUMENTATION := $(VENV)/.documentation
 # What test-fast runs: one teacher and student by the commands of a bundle (first, since they take longest), each
 # method, network, loss and score by its arithmetic, readers of scans, and inference.
 VOLUMES := tests/bundles/test_volumes.py
@@ -15,12 +16,13 @@ FAST := $(VOLUMES)::test_model_of_volumes_says_so_and_finds_its_inferer \
 	tests/evaluation/test_surface.py tests/evaluation/test_overlap.py tests/evaluation/test_report.py \
 	tests/inference/scans/test_slicewise.py tests/test_*.py
 
-.PHONY: help demo test test-fast test-slow lint bench clean
+.PHONY: help demo test test-fast test-slow lint bench docs clean
 help:
 	@echo "make demo       phantom scans and slides, teachers, distilled students, reports, a segmented scan and slide"
 	@echo "make test       all quick tests           make test-slow  the ones that take minutes"
 	@echo "make test-fast  those of each part's arithmetic, of scans, inference and one bundle: a minute and a half"
 	@echo "make lint       style checks              make bench      time and memory, printed"
+	@echo "make docs       the documentation as a site: outputs/docs/index.html"
 	@echo "make clean      remove .venv and outputs/demo"
 
 demo: $(RUNTIME)
@@ -42,6 +44,10 @@ lint: $(DEVELOPMENT)
 bench: $(DEVELOPMENT)
 	$(RUN) -m benchmarks
 
+docs: $(DOCUMENTATION)
+	$(RUN) docs/write_options.py
+	$(RUN) -m mkdocs build --quiet
+
 clean:
 	rm -rf $(VENV) outputs/demo
 
@@ -56,4 +62,8 @@ $(RUNTIME): requirements.txt
 $(DEVELOPMENT): tests/requirements.txt $(wildcard bundles/requirements-*.txt) pipeline/data/slides/requirements-wsi.txt \
 		pipeline/inference/scans/requirements-dicom-seg.txt $(RUNTIME)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+$(DOCUMENTATION): docs/requirements.txt $(RUNTIME)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Checks a dataset folder before training: every problem of every file in one table (file, fact, remedy).
+r"""Check a dataset folder before training: every problem of every file in one table (file, fact, remedy).
 
 python -m data_prep.check DATASET --json manifest.json
 """

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +29,6 @@ from data_prep.folder import check_folders_apart, read_labels
 from data_prep.gastric_files import Failure, Found, Picture, assigned, find_pairs, read_index, roster_of
 from data_prep.gastric_masks import MaskReader, parse_colours
 from data_prep.splits import SplitRequests, add_split_options, split_requests_of
-from data_prep.tiles import Tile, cut_tiles
 from pipeline.data import (
     COLOUR_SLIDE,
     GREY_SLIDE,
@@ -46,6 +45,9 @@ from pipeline.data.slides.pictures import COLOUR, GREY
 from pipeline.errors import InputError, run_command
 from pipeline.files.atomic import new_folder
 from pipeline.files.spreadsheets import cells_of
+
+if TYPE_CHECKING:
+    from data_prep.tiles import Tile
 
 CLASSES: Mapping[int, str] = {1: "cancer"}
 FAILURES_FILE = "failures.csv"
@@ -109,6 +111,8 @@ class SlideBuilder:
         if picture.split != "training" or not self._tiling.cut:
             self._write_whole(picture, labels)
             return
+        from data_prep.tiles import cut_tiles  # here, since it brings torch, for which --help must not wait
+
         for tile in cut_tiles(image, labels, self._tiling.side, self._tiling.size):
             self._write_tile(f"{picture.case}_r{tile.row:02d}_c{tile.column:02d}", picture.patient, tile)
 

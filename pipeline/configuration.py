@@ -129,13 +129,16 @@ def check_overrides(arguments: Sequence[str]) -> None:
     parser = ConfigParser(ConfigParser.load_config_files(files))
     parser.resolve_macro_and_relative_ids()
     config = parser.get()
+    list_of_options = f"python -m pipeline options {' '.join(files)}"
+    if options.keys() & {"help", "h"}:
+        raise InputError(f"the options of this config, with defaults and meaning: {list_of_options}")
     for name, value in options.items():
         if name not in RUN_ARGUMENTS:
-            _check_key(name, config)
+            _check_key(name, config, list_of_options)
             _check_value(name, config.get(name), value)
 
 
-def _check_key(name: str, config: dict[str, Any]) -> None:
+def _check_key(name: str, config: dict[str, Any], list_of_options: str) -> None:
     level: Any = config
     for depth, part in enumerate(keys := name.replace("#", "::").split("::")):
         if isinstance(level, list):
@@ -149,7 +152,7 @@ def _check_key(name: str, config: dict[str, Any]) -> None:
         else:
             near = difflib.get_close_matches(part, level, n=1, cutoff=0)
             nearest = "::".join([*keys[:depth], *near])
-            raise InputError(f"unknown option --{name}; did you mean --{nearest}?")
+            raise InputError(f"unknown option --{name}; did you mean --{nearest}? All of them: {list_of_options}")
 
 
 def _check_value(name: str, default: Any, value: Any) -> None:

@@ -71,6 +71,12 @@ def test_mistyped_override_names_the_nearest_key(config, override, nearest):
         check_overrides(["run", "--config_file", config, *override])
 
 
+@pytest.mark.parametrize("word", ["--help", "--h"])
+def test_asking_for_help_names_the_command_that_lists_the_options(config, word):
+    with pytest.raises(InputError, match=f"python -m pipeline options {config}"):
+        check_overrides(["run", "--config_file", config, word])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs set against each other: students alone and with each method, beside their teacher."""
 
-from pipeline.comparison.arms import Arm, Comparison, arrange
-from pipeline.comparison.runs import Run, read_runs
+from pipeline.lazy_names import lazy_names
 
-__all__ = ["Arm", "Comparison", "Run", "arrange", "read_runs"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "arms": ("Arm", "Comparison", "arrange"),
+        "runs": ("Run", "read_runs"),
+    },
+)

@@ -221,7 +221,7 @@ def _title(arms: Sequence[Arm]) -> str:
     run = arms[0].runs[0]
     seeds = sorted({len(arm.runs) for arm in arms if arm.role != TEACHER} or {1})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"{run.dataset}: {_cases(run)}, {count} {'seed' if count == '1' else 'seeds'}"
+    return f"Does a teacher help? {run.dataset}: {_cases(run)}, {count} {'seed' if count == '1' else 'seeds'}"
 
 
 def _cases(run: Run) -> str:

@@ -34,9 +34,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scans.geometry": ("Volume", "check_same_grid", "from_ras", "to_ras"),
         "scans.monai_reader": ("VolumeReader",),
         "scans.volumes": ("read_label", "read_volume", "scan_suffix", "write_label_map"),
+        "slides.monai_reader": ("PictureReader",),
         "slides.pictures": (
             "IMAGE_SUFFIXES",
-            "PictureReader",
             "image_size",
             "is_image",
             "read_image",

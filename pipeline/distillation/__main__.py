@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m pipeline.distillation`: the methods by the names that `--method` takes, with their settings."""
+"""List the methods of distillation, by the names that `--method` takes, with their settings."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.distillation import catalogue
-from pipeline.distillation.catalogue import METHODS
-from pipeline.distillation.methods.graph_flow_preset import PRESETS
-from pipeline.distillation.terms import settings_of
 from pipeline.errors import run_command
+
+# Modules that bring torch are imported where they are used: --help must not wait for them.
 
 
 def describe(name: str) -> str:
     """Return a method's name, what it does in one sentence, and its settings with their defaults."""
-    builder = METHODS[name]
+    from pipeline.distillation import catalogue
+    from pipeline.distillation.methods.graph_flow_preset import PRESETS
+    from pipeline.distillation.terms import settings_of
+
+    builder = catalogue.METHODS[name]
     settings: dict[str, Any] = settings_of(builder)
     if name == "graph_flow":
         settings |= asdict(PRESETS[settings["preset"]])
@@ -29,10 +31,17 @@ def describe(name: str) -> str:
 
 def main() -> int:
     """Print all methods; return 0."""
-    argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__).parse_args()
+    parser().parse_args()
+    from pipeline.distillation.catalogue import METHODS
+
     for name in METHODS:
         print(describe(name))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line, which has no option."""
+    return argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _MOST_LISTED = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score what the command line names; returns exit code 0."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     started = time.perf_counter()
     named = organs_given(options.organs, options.dataset)
     protocol = _protocol(options.protocol, named.kind)
@@ -145,29 +145,30 @@ def _warn_of_gaps(matching: Matching, named: ScoredOrgans) -> None:
         _logger.warning("dataset %s has no voxel size: distances in mm and volumes in ml stay empty", named.dataset)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
+    command.add_argument(
         "--predictions",
         required=True,
         metavar="DIR_OR_FILE",
         help="label maps: CASE.nii.gz of scans, CASE.tif or CASE.png of slides",
     )
-    parser.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
-    parser.add_argument("--organs", metavar="NAMES", help='names of the labels 1, 2, …: "liver,spleen"')
-    parser.add_argument(
+    command.add_argument("--labels", required=True, metavar="DIR_OR_FILE", help="true label maps of the same names")
+    command.add_argument("--organs", metavar="NAMES", help='names of the labels 1, 2, …: "liver,spleen"')
+    command.add_argument(
         "--dataset",
         metavar="JSON_OR_DIR",
         help="instead: dataset.json of this project, Decathlon or nnU-Net, of which the labels count; slides need it",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
-    parser.add_argument(
+    command.add_argument("--output", required=True, metavar="DIR", help="folder for the tables and the summary")
+    command.add_argument(
         "--protocol",
         choices=tuple(PROTOCOLS),
         help="of scans mm (the default) or transunet, the published Synapse convention; of slides full",
     )
-    parser.add_argument("--allow-missing", action="store_true", help="score the cases that have both files")
-    return parser
+    command.add_argument("--allow-missing", action="store_true", help="score the cases that have both files")
+    return command
 
 
 if __name__ == "__main__":

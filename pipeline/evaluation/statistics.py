@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 0
@@ -83,6 +82,8 @@ def wilcoxon_p(differences: ArrayLike) -> float:
     # Tables hold six decimals; equal differences must stay equal in spite of binary fractions.
     rounded = np.round(np.asarray(differences, dtype=np.float64), 9)
     nonzero = rounded[~np.isnan(rounded) & (rounded != 0)]
+    from scipy import stats  # here: it takes a second, for which --help must not wait
+
     return float(stats.wilcoxon(nonzero).pvalue) if len(nonzero) >= FEWEST_FOR_WILCOXON else np.nan
 
 

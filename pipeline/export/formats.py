@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.export.description import INPUT, OUTPUT, Description
+from pipeline.export.file_kinds import FILE_KINDS
 from pipeline.segment.runtimes import (
     ONNXRUNTIME,
     OPENVINO,
     RT_INFO,
     Run,
-    is_installed,
     load_student,
 )
 
@@ -42,8 +42,8 @@ class Format:
     """One way to write a network.
 
     Attributes:
-        suffix: of its files.
-        packages: that it needs beside torch; the first name is the one to import, all are what pip installs.
+        suffix: of its files, and
+        packages: that it needs, are those of `FILE_KINDS`.
         write: called with network, description and path.
         run: of a path that `write` wrote, the function from images (B, C, H, W) to logits.
     """
@@ -52,13 +52,6 @@ class Format:
     packages: tuple[str, ...]
     write: Callable[[nn.Module, Description, Path], None]
     run: Callable[[Path], Run]
-
-
-def check_packages(packages: tuple[str, ...]) -> None:
-    """Raise `InputError` with the line to type for packages that are not installed."""
-    missing = [package for package in packages if not is_installed(package)]
-    if missing:
-        raise InputError(f"{', '.join(missing)} not installed; pip install {' '.join(missing)}")
 
 
 def onnx_model(network: nn.Module, description: Description) -> Any:
@@ -224,8 +217,8 @@ def _quiet() -> Iterator[None]:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", ("onnx", "onnxscript", ONNXRUNTIME), _write_onnx, _run_by(ONNXRUNTIME)),
-    "openvino": Format(".xml", ("onnx", "onnxscript", OPENVINO), _write_openvino, _run_by(OPENVINO)),
-    "torch-export": Format(".pt2", (), _write_torch_export, _run_torch_export),
-    "torchscript": Format(".ts", (), _write_torchscript, _run_torchscript),
+    "onnx": Format(*FILE_KINDS["onnx"], _write_onnx, _run_by(ONNXRUNTIME)),
+    "openvino": Format(*FILE_KINDS["openvino"], _write_openvino, _run_by(OPENVINO)),
+    "torch-export": Format(*FILE_KINDS["torch-export"], _write_torch_export, _run_torch_export),
+    "torchscript": Format(*FILE_KINDS["torchscript"], _write_torchscript, _run_torchscript),
 }

@@ -20,8 +20,6 @@ from pipeline.export.description import INPUT, Description
 from pipeline.export.formats import onnx_model, set_metadata, write_as_openvino
 from pipeline.networks import PaddedInferer
 
-INT8_FORMATS = ("onnx", "openvino")
-
 
 def write_int8(network: nn.Module, description: Description, images: Tensor, path: Path) -> None:
     """Write a quantised network as `.onnx`, or by another suffix as OpenVINO.

@@ -73,19 +73,21 @@ def segment_files(
     amp_dtype: str | None = None,
     overwrite: bool = False,
     output_format: str = "nifti",
+    overlay: bool = False,
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
     Writes `CASE.nii.gz`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has finished with the same
     input, model and settings is kept unless it is to be overwritten. With `output_format` "dicom-seg" a DICOM SEG
-    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added. Scans that cannot be read are recorded and
+    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added; with `overlay` there is a picture
+    `CASE_overlay.png` besides. Scans that cannot be read are recorded and
     passed over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan
     is given and fails, and for what concerns all: the folder, the names, the model, DICOM SEG of other files.
     """
     preprocessing = preprocessing_of(model.preprocessing)
-    scans = ScanDataset(inputs, preprocessing)
+    scans = ScanDataset(inputs, preprocessing, model.modality)
     settings = {"precision": amp_dtype or "float32", "backend": TORCH}
-    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite, output_format)
+    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite, output_format, overlay)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
         val_data_loader=scan_loader(scans),

@@ -1,113 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs, and where it can be tapped for distillation: `python -m pipeline.networks NAME --taps`."""
+"""List the networks; or, of one, what it costs and where it can be tapped for distillation."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from pipeline.errors import InputError, run_command
-from pipeline.networks.build import NETWORKS, build_network
-from pipeline.networks.cost import multiply_adds, parameter_count
-from pipeline.networks.monai_networks import MONAI_NETWORKS
-from pipeline.networks.saved_model import load_model
-from pipeline.networks.shapes import distinct, feature_maps
-
-SIZE = 224
+from pipeline.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what is asked for and return 0; raise `InputError` for a network that cannot be built."""
-    options = _parser().parse_args(arguments)
-    if options.name is None:
-        print("\n".join((*NETWORKS, *MONAI_NETWORKS)))
-        return 0
-    network, sides = _network(options)
-    print("\n".join(_summary(options.name, network, sides)))
-    if options.taps or options.all:
-        print("\n".join(_tap_table(network, sides, options.all)))
+    options = parser().parse_args(arguments)
+    from pipeline.networks.overview import overview  # brings torch; --help must not wait for it
+
+    print("\n".join(overview(options)))
     return 0
 
 
-def _network(options: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return the network that the command line names, without values unless a file has them, and its image's sides."""
-    if options.size is not None and options.size < 1:
-        raise InputError(f"--size is {options.size}; give a whole number from 1")
-    if options.name.endswith(".pt") or Path(options.name).exists():
-        if (options.in_channels, options.out_channels, options.options) != (None, None, None):
-            raise InputError(f"{options.name} says itself how its network is built; give --size and --taps alone")
-        model = load_model(options.name)
-        return model.network, _sides(model.network, options.size or model.size)
-    in_channels = 1 if options.in_channels is None else options.in_channels
-    out_channels = 9 if options.out_channels is None else options.out_channels
-    with torch.device("meta"):
-        network = build_network(options.name, in_channels, out_channels, **_read_options(options.options))
-    return network, _sides(network, options.size or (network.size_divisor if network.fixed_size else SIZE))
-
-
-def _sides(network: nn.Module, size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (size,) * network.spatial_dims if isinstance(size, int) else size
-
-
-def _read_options(text: str | None) -> dict[str, Any]:
-    """Return the keyword arguments of a network from the text of a Python dictionary."""
-    if text is None:
-        return {}
-    try:
-        options = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"--options {text} cannot be read; write \"{{'width': 0.25}}\"") from error
-    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise InputError(f"--options {text} is no dictionary of names; write \"{{'width': 0.25}}\"")
-    if clash := sorted({"name", "in_channels", "out_channels"} & options.keys()):
-        raise InputError(f"--options {text} holds {', '.join(clash)}, which belongs outside: NAME, --in_channels, ...")
-    return options
-
-
-def _summary(name: str, network: nn.Module, sides: tuple[int, ...]) -> list[str]:
-    image = " x ".join(map(str, (network.in_channels, *sides)))
-    divisor = network.size_divisor
-    return [
-        f"{name}: {network.in_channels} -> {network.out_channels} channels, {network.spatial_dims}D, "
-        + (f"sides of {divisor}" if network.fixed_size else f"sides padded to multiples of {divisor}"),
-        f"parameters     {parameter_count(network):,}",
-        f"multiply-adds  {multiply_adds(network, (network.in_channels, *sides)) / 1e9:,.6f} G, one image {image}",
-        f"taps           {', '.join(network.taps)} ({', '.join(map(str, network.tap_channels))} channels)",
-    ]
-
-
-def _tap_table(network: nn.Module, sides: tuple[int, ...], with_layers: bool) -> list[str]:
-    """Return a table of the modules that can be tapped, in the order in which they run.
-
-    Single layers inside of blocks can be tapped like all others, but would hide them in a table.
-    """
-    blocks = {name for name, module in network.named_modules() if "." not in name or any(module.children())}
-    maps = [one for one in distinct(feature_maps(network)) if with_layers or one.name in blocks]
-    padded = [-(-side // network.size_divisor) * network.size_divisor for side in sides]
-    rows = [("module", f"output at {' x '.join(map(str, sides)) if len(set(sides)) > 1 else sides[0]}", "stride")]
-    for one in maps:
-        shape = [side // stride for side, stride in zip(padded, one.strides, strict=True)]
-        rows.append((one.name, " x ".join(map(str, (one.channels, *shape))), one.stride))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return [f"{name:{widths[0]}}  {output:{widths[1]}}  {stride}" for name, output, stride in rows]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.networks", description=__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a network or a model.pt; without it, names are listed")
-    parser.add_argument("--taps", action="store_true", help="list the blocks whose feature maps can be compared")
-    parser.add_argument("--all", action="store_true", help="as --taps, with the single layers inside of blocks")
-    parser.add_argument("--size", type=int, metavar="N", help=f"side of the image, by default {SIZE} or the file's")
-    parser.add_argument("--in_channels", type=int, metavar="N", help="channels of the image, by default 1")
-    parser.add_argument("--out_channels", type=int, metavar="N", help="classes with the background, by default 9")
-    parser.add_argument("--options", metavar="DICT", help="options of the network, such as \"{'width': 0.25}\"")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m pipeline.networks", description=__doc__)
+    command.add_argument(
+        "name", nargs="?", metavar="NAME", help="a network or a model.pt; without it, names are listed"
+    )
+    command.add_argument("--taps", action="store_true", help="list the blocks whose feature maps can be compared")
+    command.add_argument("--all", action="store_true", help="as --taps, with the single layers inside of blocks")
+    command.add_argument("--size", type=int, metavar="N", help="side of the image, by default 224 or the file's")
+    command.add_argument("--in_channels", type=int, metavar="N", help="channels of the image, by default 1")
+    command.add_argument("--out_channels", type=int, metavar="N", help="classes with the background, by default 9")
+    command.add_argument("--options", metavar="DICT", help="options of the network, such as \"{'width': 0.25}\"")
+    return command
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment scans with an exported student, without torch and MONAI: a file, a folder of scans or a DICOM series."""
+"""Segment scans with an exported student, without torch and MONAI: a file, a folder or a DICOM series."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.data.scans.formats import scan_suffix
 from pipeline.data.scans.volumes import read_volume, write_label_map
 from pipeline.errors import BAD_INPUT, InputError, run_command
@@ -23,7 +24,7 @@ SUFFIX = ".nii.gz"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Segment what the command line names; 0 when all went well, 1 when some scans of a folder failed, 2 when all."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     outputs = outputs_of(options.scan, Path(options.output))
     _check_outputs(outputs, options.overwrite)
     student = load_student(Path(options.student), options.backend)
@@ -76,21 +77,23 @@ def _segment_file(source: Source, output: Path, student: Student) -> None:
     started = time.perf_counter()
     volume = read_volume(source.path)
     write_label_map(output, segment_volume(volume, student), volume)
-    for note in volume.notes:
+    doubt = doubt_modality(student.description.modality, float(volume.array.min()), float(volume.array.max()))
+    for note in (*volume.notes, *([doubt] if doubt else [])):
         print(f"{source.case}: {note}", file=sys.stderr)
     print(f"{source.case}: {time.perf_counter() - started:.1f} s by {student.backend}, {output}", flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.segment", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m pipeline.segment", description=__doc__)
+    command.add_argument(
         "student", metavar="STUDENT", help=".onnx or OpenVINO .xml that python -m pipeline.export wrote"
     )
-    parser.add_argument("scan", metavar="SCAN", help="a scan, a folder of scans, or a folder with one DICOM series")
-    parser.add_argument("output", metavar="OUTPUT", help="a .nii.gz for one scan, a folder for a folder")
-    parser.add_argument("--backend", choices=(AUTO, *RUNTIMES), default=AUTO, help="by default the fastest installed")
-    parser.add_argument("--overwrite", action="store_true", help="replace label maps that are there already")
-    return parser
+    command.add_argument("scan", metavar="SCAN", help="a scan, a folder of scans, or a folder with one DICOM series")
+    command.add_argument("output", metavar="OUTPUT", help="a .nii.gz for one scan, a folder for a folder")
+    command.add_argument("--backend", choices=(AUTO, *RUNTIMES), default=AUTO, help="by default the fastest installed")
+    command.add_argument("--overwrite", action="store_true", help="replace label maps that are there already")
+    return command
 
 
 if __name__ == "__main__":

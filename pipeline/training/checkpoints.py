@@ -298,14 +298,14 @@ class TrainingStateSaver:
     def _check_recipe(self, state: Any) -> None:
         if not isinstance(state, dict) or not {"position", "recipe", "processes"} <= state.keys():
             raise InputError(f"{self.path} is not a training state; start the run anew")
-        names = sorted({*state["recipe"], *self.recipe})  # a setting that is not there is as one of null
-        changed = [
-            f"{name} was {state['recipe'].get(name)!r}, is {self.recipe.get(name)!r}"
-            for name in names
-            if state["recipe"].get(name) != self.recipe.get(name)
-        ]
+        then = state["recipe"]
+        names = sorted({*then, *self.recipe})  # a setting that is not there is as one of null
+        changed = [name for name in names if then.get(name) != self.recipe.get(name)]
         if changed:
-            raise InputError(f"{self.path} is of a run with another recipe: {'; '.join(changed)}; resume with the same")
+            told = "; ".join(f"{name} was {then.get(name)!r}, is {self.recipe.get(name)!r}" for name in changed)
+            last = self.path.with_name("model_last.pt")
+            longer = f", or train on in a new --run_dir with --initial_weights {last}" if changed == ["epochs"] else ""
+            raise InputError(f"{self.path} is of a run with another recipe: {told}; resume with the same{longer}")
 
 
 def resumes(resume: bool | str, path: str | os.PathLike[str]) -> bool:

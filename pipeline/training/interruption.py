@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
@@ -52,4 +54,9 @@ class StopSignals:
         if number == signal.SIGINT and self._received and distributed.world_size() == 1:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        if not self._received and distributed.is_main():
+            again = "; again to stop now" if number == signal.SIGINT and distributed.world_size() == 1 else ""
+            # Not print: a signal may come while a line is being printed.
+            with contextlib.suppress(OSError):
+                os.write(2, f"stopping after this step{again}\n".encode())
         self._received = number

@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.comparison.figures import comparison_figure, main
-from pipeline.comparison.pictures.case_views import radiological_view, slice_with_most_organs
+from pipeline.comparison.figures import main
+from pipeline.comparison.pictures.case_rows import comparison_figure
 from pipeline.data import Case, Dataset, IntensityRule, load_dataset, write_dataset_json
+from pipeline.data.scans.axial_view import radiological_view, slice_with_most_organs
 from pipeline.errors import InputError
 
 

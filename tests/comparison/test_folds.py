@@ -16,7 +16,7 @@ from pipeline.comparison.cost import Cost
 from pipeline.comparison.tables.csv_file import comparison_csv
 from pipeline.comparison.tables.rows import ComparisonRow, comparison_rows
 from pipeline.comparison.tables.table import comparison_markdown, comparison_tables
-from pipeline.comparison.tables.verdict import verdict
+from pipeline.comparison.tables.verdict import choice, verdict
 from pipeline.errors import InputError
 from tests.comparison.run_folders import add_last, make_scan_run, taught_by
 
@@ -85,7 +85,7 @@ class TestFolds:
         assert [arm.label for arm in comparison.arms] == ["teacher FANet 0.0625", *(f"ENet {name}" for name in names)]
         assert all(len(arm.runs) == 1 for arm in comparison.arms)
         assert comparison.cases == tuple(f"case_{number}" for number in range(1, 9))
-        assert comparison.title == "toy: 8 cases, 1 seed"
+        assert comparison.title == "Does a teacher help? toy: 8 cases, 1 seed"
         assert any("2 folds" in note for note in comparison.notes)
 
     def test_each_case_is_of_the_fold_that_was_tested_on_it(self, comparison):
@@ -197,14 +197,14 @@ class TestTables:
 class TestVerdict:
     def test_the_best_in_validation_not_the_best_in_the_table(self, comparison, rows):
         told = verdict(comparison, list(rows.values()))
-        assert told == (
-            "Of each student the method that is best in validation, against its better control: "
-            "ENet + kd is ahead of ENet alone_balanced (Dice +0.100, 0.100 to 0.100)."
-        )
+        assert told == ("ENet + kd is better than ENet alone_balanced: Dice +0.100 (95 % interval 0.100 to 0.100).")
+        (note,) = choice(comparison, list(rows.values()))
+        assert note.endswith("best in validation.")
         assert told in comparison_markdown(comparison, list(rows.values())).split("\n\n")
 
     @pytest.mark.parametrize(
-        ("low", "high", "standing"), [(0.01, 0.2, "is ahead of"), (-0.2, -0.01, "is behind"), (-0.1, 0.1, "not ahead")]
+        ("low", "high", "standing"),
+        [(0.01, 0.2, "is better than"), (-0.2, -0.01, "is worse than"), (-0.1, 0.1, "not clearly better")],
     )
     def test_standing_by_the_interval(self, comparison, rows, low, high, standing):
         kd = rows["ENet + kd"]

@@ -172,11 +172,11 @@ def test_all_pictures_and_those_that_need_no_images(scans, runs, tmp_path, monke
     rows = comparison_rows(comparison)
     pictures = draw_all(comparison, rows, scans, tmp_path / "figures")
     assert [picture.title for picture in pictures] == [
-        "Segmentations of ERFNet",
-        "Dice of each case",
-        "Dice against multiply-adds",
-        "Learning curves of ERFNet",
-        "Graphs that ERFNet + graph_flow learned from",
+        "What does ERFNet see in toy? Worst, middle and best case",
+        "How good is each model, case by case? Dice in toy",
+        "What does accuracy cost? Dice in toy against multiply-adds",
+        "How did ERFNet learn? Validation and losses",
+        "What did the teacher show ERFNet + graph_flow? Graphs of its features",
     ]
     assert "case_1, case_2" in pictures[0].alt
     assert "spleen: teacher ENet 0.50" in pictures[1].alt

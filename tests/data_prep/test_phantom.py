@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn scans: shapes by hand, anatomy that holds in every case, geometry that varies, and the list of converters."""
+"""Drawn scans: shapes by hand, anatomy that holds in every case, and geometry that varies."""
 
 import subprocess
 import sys
@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep.__main__ import converters
 from data_prep.phantom_ct import draw_scan, main, make, stored
 from data_prep.phantom_shapes import Canvas, Grid, smooth_noise
 from data_prep.synapse_protocol import LABELS
@@ -156,13 +155,6 @@ def test_an_output_that_cannot_be_made(tmp_path):
 def test_the_command_writes_and_says_so(tmp_path, capsys):
     assert main(["--output", str(tmp_path / "out"), "--cases", "3", "--size", "32", "--slices", "8"]) == 0
     assert "training: 1 cases of 1 patients: phantom_00" in capsys.readouterr().out
-
-
-def test_converters_are_listed():
-    found = converters()
-    assert {"folder", "synapse", "phantom_ct"} <= set(found)
-    assert not {"building", "splits", "synapse_protocol", "__main__"} & set(found)
-    assert all(sentence for sentence in found.values())
 
 
 def test_exit_codes(tmp_path):

@@ -8,7 +8,6 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from data_prep.__main__ import converters
 from data_prep.phantom_slides import draw_picture, main, make
 from data_prep.phantom_tissue import Nuclei, Stain, Tissue
 from data_prep.phantom_whole_slide import DrawnSlide, oriented, write_whole_slide
@@ -287,12 +286,6 @@ def test_a_slide_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises((RuntimeError, StopIteration, ValueError)):
         write_whole_slide(tmp_path / "a.tif", 1200)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_is_listed():
-    found = converters()
-    assert found["phantom_slides"].startswith("Drawn tissue")
-    assert not {"phantom_tissue", "phantom_whole_slide"} & set(found)
 
 
 def test_exit_codes(tmp_path, capsys):

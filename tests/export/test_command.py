@@ -22,6 +22,7 @@ from tests.export.students import student
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from pipeline.export import __main__ as command
+from pipeline.export import formats
 from pipeline.export.parity import smooth_images
 from pipeline.export.samples import SampleFile, sample_files, samples_of
 
@@ -69,8 +70,8 @@ def test_a_broken_export_is_refused_and_nothing_is_written(model, tmp_path, monk
                 parameter.neg_()
         right.write(wrong, description, path)
 
-    right = command.FORMATS["onnx"]
-    monkeypatch.setitem(command.FORMATS, "onnx", replace(right, write=write_broken))
+    right = formats.FORMATS["onnx"]
+    monkeypatch.setitem(formats.FORMATS, "onnx", replace(right, write=write_broken))
     before = sorted(tmp_path.iterdir())
     assert export(model, tmp_path / "out.onnx") == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -96,10 +97,10 @@ def test_a_refused_export_leaves_the_file_before(model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_8_bits_are_calibrated_on_slices_and_smaller(model, tmp_path, monkeypatch, name):
-    if not is_installed(command.FORMATS[name].packages[-1]):
+    if not is_installed(formats.FORMATS[name].packages[-1]):
         pytest.skip(f"no {name}")
     monkeypatch.setattr("pipeline.export.parity.LEAST_DICE_INT8", 0.0)  # of noise by a network that learned nothing
-    scans, suffix = write_scans(tmp_path / "scans", 1, 4), command.FORMATS[name].suffix
+    scans, suffix = write_scans(tmp_path / "scans", 1, 4), formats.FORMATS[name].suffix
     assert export(model, tmp_path / f"floats{suffix}", name) == 0
     assert export(model, tmp_path / f"rounded{suffix}", name, "--int8", "--slices", str(scans)) == 0
     assert command._megabytes(tmp_path / f"rounded{suffix}") < 0.5 * command._megabytes(tmp_path / f"floats{suffix}")
@@ -171,6 +172,6 @@ class TestRefused:
             command.main([str(tmp_path / "model.pt"), str(tmp_path / "student.onnx"), "--format", "onnx"])
 
     def test_a_package_that_is_not_installed(self, model, tmp_path, monkeypatch):
-        monkeypatch.setattr("pipeline.export.formats.is_installed", lambda name: name != "onnxscript")
+        monkeypatch.setattr("pipeline.export.file_kinds.is_installed", lambda name: name != "onnxscript")
         with pytest.raises(InputError, match="pip install onnxscript"):
             export(model, tmp_path / "student.onnx")

@@ -15,9 +15,9 @@ from pipeline.segment.runtimes import is_installed, load_student
 from tests.export.students import LABELS, SEGRESNET, student
 
 pytest.importorskip("onnx")
+from pipeline.export.file_kinds import check_packages
 from pipeline.export.formats import (
     FORMATS,
-    check_packages,
     description_in,
     exported_program,
     extra_files,

@@ -57,6 +57,7 @@ def model() -> SimpleNamespace:
         preprocessing=PREPROCESSING,
         size=8,
         tile_px=None,
+        modality="synthetic",
         sha256="abc123",
     )
 
@@ -365,6 +366,7 @@ def segment_as_rank(rank: int, folder: str) -> None:
         preprocessing=PREPROCESSING,
         size=8,
         tile_px=None,
+        modality="synthetic",
         sha256="",
     )
     code = segment_files(f"{folder}/in", f"{folder}/out", network)

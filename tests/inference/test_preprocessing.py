@@ -73,6 +73,7 @@ def model_of(preprocessing: list[dict[str, Any]], size: int | tuple[int, int, in
         preprocessing=preprocessing,
         size=size,
         tile_px=None,
+        modality="synthetic",
         sha256="0" * 64,
     )
 

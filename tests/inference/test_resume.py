@@ -51,6 +51,7 @@ def model_of(kind: str = "scans", sha256: str = "abc123") -> Any:
         preprocessing=tile_preprocessing(TO_ONE) if slides else scan_preprocessing(TO_ONE),
         size=32 if slides else 8,
         tile_px=32 if slides else None,
+        modality="synthetic",
         sha256=sha256,
     )
 

@@ -47,6 +47,27 @@ def test_signal_saves_and_tells_how_to_go_on(tmp_path, caplog, number, code):
     assert not trainer.logger.disabled
 
 
+def test_ctrl_c_is_answered_at_once_and_says_that_another_stops_now(capfd):
+    signals = StopSignals()
+    signals.catch()
+    try:
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err == "stopping after this step; again to stop now\n"
+    finally:
+        signals.release()
+
+
+def test_repeated_sigterm_is_answered_once(capfd):
+    signals = StopSignals()
+    signals.catch()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert capfd.readouterr().err == "stopping after this step\n"
+    finally:
+        signals.release()
+
+
 def test_signal_waits_for_the_end_of_the_iteration(tmp_path):
     trainer, _ = make_run(tmp_path / "last.pt")
     done = []

@@ -95,10 +95,10 @@ def _add_segmentations(album: _Album, dataset: Dataset, network: str, arms: Sequ
         album.add(
             paper_figure(dataset, columns, cases),
             f"segmentations {network}",
-            f"Segmentations of {network}{count}",
+            f"What does {network} see in {dataset.name}? Worst, middle and best case{count}",
             f"Cases were chosen by rule: where {reference.label} is worst, in the middle and best by mean Dice. Shown "
             f"is {shown}; Dice is of the whole case. Boxes frame the {MOST_BOXES} largest connected errors of each "
-            f"mask, thin rims aside. Masks are of the first seed of each arm ({seeds}).",
+            f"mask, thin rims aside. Masks are of the first seed of each model ({seeds}).",
             f"Rows {', '.join(cases)}; columns image, label, {', '.join(a.label for a in columns)}; errors are framed.",
         )
 
@@ -116,7 +116,7 @@ def _add_boxes(album: _Album, comparison: Comparison) -> None:
     album.add(
         box_figure(comparison),
         "dice",
-        f"Dice of each {unit}",
+        f"How good is each model, {unit} by {unit}? Dice in {comparison.dataset}",
         f"A point is one {unit}, the mean over seeds; {unit}s that have the structure neither in label nor in "
         f"prediction are left out. The box spans the quartiles, its line is the median, whiskers reach the last {unit} "
         f"within 1.5 interquartile ranges; fewer than {FEWEST_FOR_A_BOX} get the median alone.",
@@ -136,9 +136,9 @@ def _add_cost(album: _Album, comparison: Comparison, rows: Sequence[ComparisonRo
     album.add(
         figure,
         "cost",
-        f"{metric.title} against multiply-adds",
-        "Multiply-adds are of one image of the training size; arms of equal cost stand side by side about it. Bars are "
-        "one sample deviation over seeds to each side; an arm of one seed has none. "
+        f"What does accuracy cost? {metric.title} in {comparison.dataset} against multiply-adds",
+        "Multiply-adds are of one image of the training size; models of equal cost stand side by side about it. "
+        "Bars are one sample deviation over seeds to each side; a model of one seed has none. "
         f"The axis of {metric.title} does not begin at 0.",
         f"{metric.title} and multiply-adds: {'; '.join(figures)}.",
     )
@@ -151,7 +151,7 @@ def _add_curves(album: _Album, comparison: Comparison, network: str, arms: Seque
     album.add(
         figure,
         f"curves {network}",
-        f"Learning curves of {network}",
+        f"How did {network} learn? Validation and losses",
         "Lines are means over seeds, bands span the lowest to the highest seed. Terms of the loss are as logged, "
         "averaged over stretches of a hundredth of the training; each has an axis of its own.",
         f"Validation metric by epoch and terms of the loss by training step of {', '.join(a.label for a in arms)}.",
@@ -172,7 +172,7 @@ def _add_graphs(album: _Album, comparison: Comparison, dataset: Dataset, arms: S
         album.add(
             figure,
             f"graphs {arm.label}",
-            f"Graphs that {arm.label} learned from",
+            f"What did the teacher show {arm.label}? Graphs of its features",
             f"{case}, seed {run.seed}. Nodes are channels: colours tell how many have their salient window at a place. "
             "Edges are drawn as matrices of channels, in the order of a clustering of the teacher's deep edges; the "
             f"change is deep minus shallow. On the circle are the {MOST_CHORDS} edges that change most: solid purple "

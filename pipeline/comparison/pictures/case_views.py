@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 
 from pipeline.data import Case, Dataset, read_label, read_volume, to_ras
+from pipeline.data.scans.axial_view import radiological_view, slice_with_most_organs
 from pipeline.data.slides.base import UNREADABLE
 from pipeline.data.slides.open import open_slide
-from pipeline.data.slides.palette import colour_of
+from pipeline.data.slides.palette import class_colour, tinted
 from pipeline.errors import InputError
 from pipeline.evaluation.mask_files import MASK_SUFFIXES, read_mask
 
@@ -22,7 +22,6 @@ OPACITY = 0.6
 # Stain must show through; the outline tells where a class ends.
 SLIDE_OPACITY = 0.3
 SLIDE_PX = 1024
-GREY = "#808080"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class CaseView:
             # A frame of background closes the contours of what touches the border.
             inside = np.pad(mask == value, 1).astype(np.float32)
             places = [np.arange(-1, length + 1) for length in reversed(mask.shape)]
-            axis.contour(*places, inside, levels=[0.5], colors=[_class_colour(value)], linewidths=1)
+            axis.contour(*places, inside, levels=[0.5], colors=[class_colour(value)], linewidths=1)
         height, width = self.picture.shape[:2]
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
@@ -105,36 +104,9 @@ def mask_file(folder: Path, case: Case) -> Path:
     return found[0]
 
 
-def slice_with_most_organs(mask: np.ndarray) -> int:
-    """Return the index of the axial slice with most organs, and with most organ voxels among those."""
-    organs = [np.unique(mask[..., z]).size for z in range(mask.shape[2])]
-    voxels = np.count_nonzero(mask, axis=(0, 1))
-    return int(np.lexsort((voxels, organs))[-1])
-
-
-def radiological_view(plane: np.ndarray) -> np.ndarray:
-    """Return an axial slice (x, y) of an RAS volume as (rows, columns), the patient's right at the left."""
-    # In RAS x grows to the patient's right and y to the front: both run against the columns and rows of the picture.
-    return plane.T[::-1, ::-1]
-
-
-def tinted(picture: np.ndarray, mask: np.ndarray, opacity: float) -> np.ndarray:
-    """Return a picture (h, w, 3) with the classes of a mask (h, w) in their colours, as floats in [0, 1]."""
-    result = picture.astype(np.float32) / (255 if picture.dtype == np.uint8 else 1)
-    for value in np.unique(mask[mask > 0]):
-        inside = mask == value
-        share = 1.0 if value == UNREADABLE else opacity
-        result[inside] = (1 - share) * result[inside] + share * np.array(to_rgb(_class_colour(value)))
-    return result
-
-
 def _sampled(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return a mask (H, W) at the size of a picture, the nearest to the centre of each pixel."""
     rows, columns = (
         (2 * np.arange(small) + 1) * whole // (2 * small) for small, whole in zip(shape, mask.shape, strict=True)
     )
     return mask[rows[:, None], columns]
-
-
-def _class_colour(value: int) -> str:
-    return GREY if value == UNREADABLE else colour_of(int(value))

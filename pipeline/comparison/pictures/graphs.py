@@ -19,10 +19,10 @@ from monai.utils import convert_to_tensor
 from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor, nn
 
-from pipeline.comparison.pictures.case_views import radiological_view, slice_with_most_organs
 from pipeline.comparison.runs import Run, method_label
 from pipeline.data import Case, Dataset, preprocessing_of, read_label, read_volume, resize_images
 from pipeline.data.dataset.dataset import SLIDES
+from pipeline.data.scans.axial_view import radiological_view, slice_with_most_organs
 from pipeline.data.slides.open import open_slide
 from pipeline.distillation import (
     FeatureTaps,

@@ -14,14 +14,14 @@ from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
 from pipeline.comparison.arms import Arm
-from pipeline.comparison.pictures.case_views import GREY, CaseView, mask_file, scan_view, slide_view
+from pipeline.comparison.pictures.case_views import CaseView, mask_file, scan_view, slide_view
 from pipeline.comparison.run_files import CASE_COLUMN
 from pipeline.comparison.runs import Run
 from pipeline.data import Case, Dataset
 from pipeline.data.dataset.dataset import SLIDES
 from pipeline.data.slides.base import UNREADABLE
 from pipeline.data.slides.open import open_slide
-from pipeline.data.slides.palette import colour_of
+from pipeline.data.slides.palette import GREY, colour_of
 from pipeline.errors import InputError
 from pipeline.inference import tile_inferer_of
 from pipeline.networks import load_model

@@ -14,7 +14,7 @@ from pipeline.comparison.paired import METRICS, Difference, Metric, main_metric
 from pipeline.comparison.run_files import HD95
 from pipeline.comparison.tables.csv_file import control_names
 from pipeline.comparison.tables.rows import ComparisonRow, MetricScore, OrganFigures
-from pipeline.comparison.tables.verdict import verdict
+from pipeline.comparison.tables.verdict import choice, verdict
 from pipeline.data.dataset.dataset import SCANS
 from pipeline.evaluation.statistics import BOOTSTRAP_RESAMPLES, FEWEST_FOR_WILCOXON
 from pipeline.evaluation.tables import text_number
@@ -74,8 +74,8 @@ def legend(comparison: Comparison) -> list[str]:
     pooled = [metric.title for metric in METRICS[comparison.kind] if metric.name in ("accuracy", "miou")]
     return [
         "A figure is the mean over seeds ± the sample deviation over seeds; of one seed there is no deviation.",
-        "Change is the arm minus the same student alone; where there are several controls, ways to train it without a "
-        "teacher for as many epochs, minus the one that is best in validation.",
+        "Change is the model minus the same student alone. Where there are several controls, ways to train the student "
+        "without a teacher, it is minus the one that is best in validation.",
         f"The interval of a change is of 95 %: {BOOTSTRAP_RESAMPLES:,} draws of "
         f"whole {unit}s, the same for both. It tells how other {unit}s would do, not how another seed would.",
         *(f"{mark}: {meaning}." for mark, meaning in MARKS.items()),
@@ -90,7 +90,7 @@ def legend(comparison: Comparison) -> list[str]:
             if pooled
             else []
         ),
-        "Gap closed, with its 95 % interval: (arm - control) / (teacher - control); 100 % is as good as the teacher. "
+        "Gap closed, with its 95 % interval: (model - control) / (teacher - control); 100 % is as good as the teacher. "
         f'"{NO_GAP}" is where the teacher is not better than the control or its advantage may be chance.',
         f"HD95: less is better. The penalised mean takes the diagonal of the {case} where an organ was missed or "
         "invented; the median is inf where that happens in half of them.",
@@ -109,6 +109,7 @@ def notes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[str]:
                 if reason:
                     reasons.setdefault(f"No {what} of {row.arm.label}: {reason}", []).append(metric.title)
     return [
+        *choice(comparison, rows),
         *comparison.notes,
         *(f"{reason} ({' and '.join(titles)})." for reason, titles in reasons.items()),
     ]

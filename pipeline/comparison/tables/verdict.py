@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison in one sentence: whether the best method of each student is ahead of the student without teacher."""
+"""The comparison in a sentence a student: whether its best method is better than the student without a teacher."""
 
 from __future__ import annotations
 
@@ -13,36 +13,51 @@ from pipeline.evaluation.statistics import FEWEST_FOR_WILCOXON
 
 
 def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    """Return the sentence; empty where no method has a student alone beside it.
+    """Return a sentence for each student; empty where no method has a student alone beside it.
 
     A student's best method is the best in validation, as is its control; where the runs tell no validation score, the
-    best of the table.
+    best of the table. `choice` says which.
     """
-    metric = main_metric(comparison.kind)
-    compared = [row for row in rows if row.arm.role == METHOD and row.metrics[metric.name].difference is not None]
-    if not compared:
-        return ""
-    by_validation = not any(math.isnan(row.arm.validation) for row in compared)
-    parts = []
+    metric, compared = main_metric(comparison.kind), _compared(comparison, rows)
+    told = []
     for network in dict.fromkeys(row.arm.network for row in compared):
         mine = [row for row in compared if row.arm.network == network]
+        by_validation = _by_validation(compared)
         best = max(mine, key=lambda row: row.arm.validation if by_validation else row.metrics[metric.name].mean)
         change, control = best.metrics[metric.name].difference, comparison.control(network)
-        parts.append(f"{best.arm.label} is {_standing(change)} {control.label} ({_told(metric, change)})")
-    chosen = "in validation" if by_validation else "in this table, since the runs tell no validation score"
-    return f"Of each student the method that is best {chosen}, against its better control: {'; '.join(parts)}."
+        figures = _told(metric, change, comparison.unit)
+        told.append(f"{best.arm.label} is {_standing(change)} {control.label}: {figures}.")
+    return " ".join(told)
+
+
+def choice(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return the note on which methods the verdict is about, in a list; none where there is no verdict."""
+    compared = _compared(comparison, rows)
+    if not compared:
+        return []
+    chosen = "in validation" if _by_validation(compared) else "in this table, since the runs tell no validation score"
+    return [f"The verdict at the top is about the method and the control of each student that are best {chosen}."]
+
+
+def _compared(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    name = main_metric(comparison.kind).name
+    return [row for row in rows if row.arm.role == METHOD and row.metrics[name].difference is not None]
+
+
+def _by_validation(compared: Sequence[ComparisonRow]) -> bool:
+    return not any(math.isnan(row.arm.validation) for row in compared)
 
 
 def _standing(change: Difference) -> str:
     """Return where a method stands by the interval of its change; the main metrics are all better where more."""
     if change.includes_zero is not False:
-        return "not ahead of"
-    return "ahead of" if change.low > 0 else "behind"
+        return "not clearly better than"
+    return "better than" if change.low > 0 else "worse than"
 
 
-def _told(metric: Metric, change: Difference) -> str:
+def _told(metric: Metric, change: Difference, unit: str) -> str:
     told = f"{metric.title} {change.value:+.{metric.decimals}f}"
     if not math.isnan(change.low):
-        told += f", {change.low:.{metric.decimals}f} to {change.high:.{metric.decimals}f}"
+        told += f" (95 % interval {change.low:.{metric.decimals}f} to {change.high:.{metric.decimals}f})"
     told = told.replace("-", "\N{MINUS SIGN}")
-    return told if change.pairs >= FEWEST_FOR_WILCOXON else f"{told}, but of {change.pairs} alone"
+    return told if change.pairs >= FEWEST_FOR_WILCOXON else f"{told}, but {change.pairs} {unit}s are too few to be sure"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WINDOW = "window"
 PERCENTILES = "percentiles"
+_AIR_HU = -500.0  # below it lies the air of a CT; MR has no such values
 
 
 def _number(name: str, value: object) -> float:
@@ -92,6 +93,26 @@ SLIDE_INTENSITY = IntensityRule(WINDOW, 0.0, 255.0)
 def default_intensity(modality: str) -> IntensityRule:
     """Return the rule for a `modality`: the soft-tissue window in HU for CT, percentiles per volume for all others."""
     return CT_WINDOW if modality.upper() == "CT" else MR_PERCENTILES
+
+
+def doubt_modality(modality: str, low: float, high: float, told: str | None = None) -> str | None:
+    """Return why a scan hardly is of the modality that a model was trained on, or None.
+
+    Args:
+        modality: of the training data; only CT and MR are known, of others nothing is said.
+        low: the smallest value of the scan.
+        high: the largest.
+        told: what the scan's header says, such as "MR"; None where it says nothing.
+    """
+    if modality not in ("CT", "MR"):
+        return None
+    if told in ("CT", "MR") and told != modality:
+        return f"the scan is {told}, but the model was trained on {modality}: don't trust the labels"
+    if modality == "CT" and (doubt := doubt_hounsfield(low, high)) is not None:
+        return f"unlike the CT that the model was trained on: {doubt}; don't trust the labels"
+    if modality == "MR" and low <= _AIR_HU:
+        return f"values {low:g}..{high:g} look like CT, but the model was trained on MR: don't trust the labels"
+    return None
 
 
 def doubt_hounsfield(low: float, high: float) -> str | None:

@@ -16,17 +16,13 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
-from monai.utils import ensure_tuple
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.scans.volumes import metadata_of
 from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete
 
@@ -146,37 +142,6 @@ def write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
     flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == GREY else pixels
     with replace_when_complete(path) as temporary:
         Image.fromarray(np.ascontiguousarray(flat)).save(temporary, format="PNG")
-
-
-class PictureReader(ImageReader):
-    """Reads pictures for `LoadImaged`: (H, W, C) uint8 with `channels`, or label images (H, W) uint8 with `labels`.
-
-    MONAI's `PILReader` swaps the axes to (W, H), takes palettes for values and drops alpha channels in silence. As in
-    `VolumeReader`, `read` passes the path on, so that what `get_data` refuses arrives at the caller.
-    """
-
-    def __init__(self, channels: int | None = None, labels: Collection[int] | None = None) -> None:
-        if (channels is None) == (labels is None):
-            raise ValueError("give channels for images, or labels for label images")
-        self.channels, self.labels = channels, None if labels is None else tuple(labels)
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Tell whether all files have a known suffix."""
-        return all(is_image(name) for name in ensure_tuple(filename))
-
-    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
-        """Return the paths as given."""
-        return tuple(os.fspath(name) for name in ensure_tuple(data))
-
-    def get_data(self, img: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the pixels and metadata that MONAI's transforms expect; `InputError` as `read_image` raises it."""
-        if len(img) != 1:
-            raise InputError(f"{', '.join(img)}: {len(img)} files for one image; give one file a key")
-        if self.channels is None:
-            pixels = read_label_image(img[0], self.labels)
-            return pixels, metadata_of(np.eye(4), pixels.shape)
-        pixels = read_image(img[0], self.channels)
-        return pixels, {**metadata_of(np.eye(4), pixels.shape[:2]), "original_channel_dim": -1}
 
 
 @contextmanager

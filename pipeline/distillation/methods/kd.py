@@ -16,7 +16,7 @@ ENet 0.641. But for ENet each figure is of one seed, and seeds differ by more th
 
 In the bundles, ENet with kd had a Dice of 0.706 on CHAOS MR (alone 0.686, balanced 0.688, with the usual form 0.301).
 On a tenth of EBHI-Seg it had a mean IoU of 0.720 (alone 0.698, with the usual form 0.722). There Mobile U-Net gained
-0.011 over its better control, and ERFNet nothing (0.570 and 0.573). See the README's results.
+0.011 over its better control, and ERFNet nothing (0.570 and 0.573). See docs/results.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from pipeline.data.scans.geometry import ANGLE_TOLERANCE_RAD, POSITION_TOLERANCE_MM, affine_difference
-from pipeline.data.scans.volumes import Volume, label_counts, write_label_map
+from pipeline.data.scans.volumes import Volume, label_counts, read_volume, write_label_map
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
 from pipeline.inference.case_writer import CaseWriter
@@ -25,7 +25,7 @@ from pipeline.inference.scans.scan_dataset import ScanDataset
 
 logger = logging.getLogger(__name__)
 
-NIFTI, DICOM_SEG = ".nii.gz", ".dcm"
+NIFTI, DICOM_SEG, OVERLAY = ".nii.gz", ".dcm", "_overlay.png"
 OUTPUT_FORMATS = {"nifti": (NIFTI,), "dicom-seg": (DICOM_SEG,), "both": (NIFTI, DICOM_SEG)}
 _MM3_PER_ML = 1000.0
 
@@ -48,6 +48,9 @@ def check_on_own_grid(prediction: torch.Tensor, scan: Volume) -> None:
 class LabelMapWriter(CaseWriter):
     """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
 
+    The volumes of the organs are logged, with a warning of organs without a voxel and of what is odd about a scan. With
+    `overlay` there is a picture `CASE_overlay.png`, for which the scan is read again.
+
     With `output_format` "dicom-seg" the labels are a DICOM SEG `CASE.dcm`, with "both" there are both; the scans must
     then be DICOM series, to whose slices it refers.
 
@@ -66,12 +69,13 @@ class LabelMapWriter(CaseWriter):
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = True,
         output_format: str = "nifti",
+        overlay: bool = False,
     ) -> None:
         super().__init__(output_dir, scans, labels, checkpoint_sha256, settings, overwrite)
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format {output_format!r} is unknown; choose one of {', '.join(OUTPUT_FORMATS)}")
         self.scans = scans
-        self.suffixes = (*OUTPUT_FORMATS[output_format], ".json")
+        self.suffixes = (*OUTPUT_FORMATS[output_format], *([OVERLAY] if overlay else []), ".json")
 
     def start(self, engine: Engine) -> None:
         """Find out before the long run whether its outputs can be written."""
@@ -98,27 +102,51 @@ class LabelMapWriter(CaseWriter):
             write_label_map(self._path(case, NIFTI), labels, scan)
         if DICOM_SEG in self.suffixes:
             write_dicom_seg(self._path(case, DICOM_SEG), labels, scan, self.labels, self.checkpoint_sha256)
+        if OVERLAY in self.suffixes:
+            self._draw(case, scan, labels)
         description = {**self._description(case, scan, labels), **self._completion_record(case, path)}
         write_json(self._path(case, ".json"), description)
         self._add(path, description)
         logger.info("%s: %.1f s, %s", case, description["seconds"], path)
+        self._tell(case, description)
         return path
 
-    def _description(self, case: str, scan: Volume, labels: np.ndarray) -> dict[str, Any]:
+    def _tell(self, case: str, description: Mapping[str, Any]) -> None:
+        """Log the volumes of the organs, and warn of organs without a voxel and of what is odd about the scan."""
+        organs = {name: organ["volume_ml"] for name, organ in description["organs"].items()}
+        found = [f"{name} {volume_ml:,.1f} ml" for name, volume_ml in organs.items() if volume_ml]
+        if found:
+            logger.info("%s: %s", case, ", ".join(found))
+        if missing := [name for name, volume_ml in organs.items() if not volume_ml]:
+            logger.warning("%s: not a voxel of %s", case, ", ".join(missing))
+        for note in description["notes"]:
+            logger.warning("%s: %s", case, note)
+
+    def _draw(self, case: str, scan: Volume, labels: np.ndarray) -> None:
+        from pipeline.inference.scans.overlay import write_overlay  # matplotlib takes a second, and few ask for it
+
+        organs = self._organs(scan, labels)
+        volumes_ml = {name: (organ["label"], organ["volume_ml"]) for name, organ in organs.items()}
+        write_overlay(self._path(case, OVERLAY), read_volume(scan.path), labels, volumes_ml)
+
+    def _organs(self, scan: Volume, labels: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Return label value, voxels and volume in ml of each organ."""
         counts = label_counts(labels)
         voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / _MM3_PER_ML
-        organs = {
+        return {
             name: {"label": value, "voxels": int(counts[value]), "volume_ml": round(int(counts[value]) * voxel_ml, 4)}
             for value, name in sorted(self.labels.items())
             if value != 0
         }
+
+    def _description(self, case: str, scan: Volume, labels: np.ndarray) -> dict[str, Any]:
         return {
             "case": case,
             "input": str(scan.path),
             "shape": list(labels.shape),
             "spacing_mm": list(scan.spacing_mm),
             "orientation": "".join(nib.aff2axcodes(scan.affine)),
-            "organs": organs,
+            "organs": self._organs(scan, labels),
             "notes": list(scan.notes),
             "seconds": round(self.scans.seconds_since_start(case), 3),
         }

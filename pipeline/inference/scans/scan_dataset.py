@@ -11,9 +11,11 @@ import torch
 from monai.data import DataLoader, MetaTensor
 from torch.utils.data import default_collate
 
+from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.data.preprocessing import Preprocessing
 from pipeline.data.scans.volumes import Volume, metadata_of, read_volume, signed_values
 from pipeline.inference.inputs import SourceDataset
+from pipeline.inference.scans.modality import modality_told
 from pipeline.inference.scans.scan_files import NOUN, find_scans
 from pipeline.inference.sources import Inputs, Source
 
@@ -25,21 +27,32 @@ class ScanDataset(SourceDataset):
     be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder; a single bad scan
     raises `InputError`. `geometry_of(case)` tells what grid a scan came on. Under torch.distributed each rank reads its
     share. Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
+
+    With `modality`, that of a model's training data, a scan that looks like another one has a note of it.
     """
 
     noun = NOUN
 
-    def __init__(self, inputs: Inputs, preprocessing: Preprocessing) -> None:
+    def __init__(self, inputs: Inputs, preprocessing: Preprocessing, modality: str | None = None) -> None:
         super().__init__(find_scans(inputs))
+        self.modality = modality
         self.preprocessing = preprocessing
         self._geometries: dict[str, Volume] = {}
 
     def _item(self, source: Source) -> dict[str, Any]:
-        volume = read_volume(source.path)
+        volume = self._with_doubts(read_volume(source.path))
         self._geometries[source.case] = _without_voxels(volume)
         image = as_loaded(volume)
         del volume  # or its voxels would stay beside the preprocessed ones
         return {"image": self.preprocessing.of_image(image), "case": source.case}
+
+    def _with_doubts(self, volume: Volume) -> Volume:
+        """Return the volume, with a note where it is unlike the model's training data."""
+        if self.modality is None or not volume.array.size:
+            return volume
+        low, high = float(volume.array.min()), float(volume.array.max())
+        doubt = doubt_modality(self.modality, low, high, modality_told(volume.path))
+        return volume if doubt is None else replace(volume, notes=(*volume.notes, doubt))
 
     def geometry_of(self, case: str) -> Volume:
         """Return path, affine, header and notes of a scan that was read; its array has the shape but no memory."""

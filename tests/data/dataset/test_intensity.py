@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.data import CT_WINDOW, MR_PERCENTILES, IntensityRule, default_intensity
+from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.errors import InputError
 
 
@@ -58,3 +59,22 @@ def test_bad_rules(content, message):
 def test_percentiles_of_nan_are_refused():
     with pytest.raises(InputError, match="no percentiles"):
         MR_PERCENTILES.window(np.array([1.0, np.nan]))
+
+
+@pytest.mark.parametrize(
+    ("modality", "low", "high", "told", "doubt"),
+    [
+        ("CT", -1024, 3071, None, None),
+        ("CT", -1024, 3071, "CT", None),
+        ("CT", 0, 700, None, "unlike the CT that the model was trained on: values 0..700 do not look like Hounsfield"),
+        ("CT", -1024, 3071, "MR", "the scan is MR, but the model was trained on CT"),
+        ("MR", 0, 700, None, None),
+        ("MR", -20, 700, "MR", None),
+        ("MR", -1024, 3071, None, "values -1024..3071 look like CT, but the model was trained on MR"),
+        ("MR", 0, 700, "CT", "the scan is CT, but the model was trained on MR"),
+        ("PET", -1024, 3071, "CT", None),
+    ],
+)
+def test_scans_of_another_modality_than_the_training_data(modality, low, high, told, doubt):
+    found = doubt_modality(modality, low, high, told)
+    assert found is None if doubt is None else found.startswith(doubt)

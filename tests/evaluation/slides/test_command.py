@@ -13,8 +13,8 @@ import tifffile
 from PIL import Image
 
 from pipeline.comparison import figures
-from pipeline.comparison.figures import comparison_figure
-from pipeline.comparison.pictures import case_views
+from pipeline.comparison.pictures import case_rows, case_views
+from pipeline.comparison.pictures.case_rows import comparison_figure
 from pipeline.data import COLOUR_SLIDE, SLIDE_INTENSITY, Case, Dataset, load_dataset, write_dataset_json, write_png
 from pipeline.errors import InputError
 from pipeline.evaluation.__main__ import main
@@ -358,6 +358,6 @@ class TestPicture:
             comparison_figure(dataset, {"s": folder / "masks"})
 
     def test_more_cases_than_a_picture_holds(self, folder, monkeypatch):
-        monkeypatch.setattr(figures, "MOST_CASES", 1)
+        monkeypatch.setattr(case_rows, "MOST_CASES", 1)
         with pytest.raises(InputError, match="2 cases are too many for one picture; name up to 1 with --cases"):
             comparison_figure(load_dataset(folder), {})

@@ -69,6 +69,7 @@ def model_of(network: nn.Module, size: int | tuple[int, int, int], rule: Intensi
         preprocessing=scan_preprocessing(rule),
         size=size,
         tile_px=None,
+        modality="synthetic",
         sha256="0" * 64,
     )
 

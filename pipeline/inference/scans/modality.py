@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scan's header says of its modality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+
+def modality_told(path: Path) -> str | None:
+    """Return the modality of a DICOM series' first file, such as "CT"; None of other formats, which don't say it."""
+    if not path.is_dir():
+        return None
+    for file in sorted(path.iterdir()):
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"])
+        except (InvalidDicomError, OSError, ValueError):  # a file of another kind beside the series
+            continue
+        return str(header.get("Modality", "")) or None
+    return None
