@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from data_prep import phantom_ct
 from pipeline.data import load_dataset
-from tests.bundles.bundle_commands import assert_done, error_line, run
+from tests.bundles.bundle_commands import assert_done, config_files, error_line, run, run_program
 
 QUICK = ["--epochs", "1", "--batch_size", "4", "--size", "32", "--augmentation", "none"]
 FEW = ["--labelled_cases", "1"]
@@ -37,6 +38,11 @@ def teacher(dataset_dir, tmp_path_factory) -> Path:
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return torch.load(run_dir / "last.pt", weights_only=True)["network"]
+
+
+def volumes_run(config: str, *arguments: object):
+    program = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_files("synapse", config, "volumes")]
+    return run_program([*program, *map(str, arguments)])
 
 
 def without_hidden_labels(dataset_dir: Path, copy: Path, break_files: bool) -> Path:
@@ -93,6 +99,18 @@ def test_strong_view_paraphrasers_and_mean_teacher(teacher, dataset_dir, tmp_pat
     assert_done(run("synapse", "distill", *data, *average, "--run_dir", tmp_path / "average"))
     recipe = torch.load(tmp_path / "average/model.pt", weights_only=True)["extra"]["recipe"]
     assert recipe["distillation"]["teacher_sha256"] is None
+
+
+def test_3d_networks_learn_from_volumes_without_a_label(dataset_dir, tmp_path):
+    """Half of each batch of two volumes has no label; so has half of the patches."""
+    options = ["--dataset_dir", dataset_dir, "--epochs", "1", "--labelled_cases", "1", "--loss", "dice_ce"]
+    options += ["--patch_size", "[16,16,8]", "--patches_per_volume", "2"]
+    unet = "{'name': 'monai.networks.nets.UNet', 'channels': [4, 8], 'strides': [2]}"
+    assert_done(volumes_run("train", *options, "--network", unet, "--run_dir", tmp_path / "teacher"))
+    taught = ["--teacher", tmp_path / "teacher/model.pt", "--student", unet, "--batch_size", "2"]
+    assert_done(volumes_run("distill", *options, *taught, "--run_dir", tmp_path / "student"))
+    recipe = torch.load(tmp_path / "student/model.pt", weights_only=True)["extra"]["recipe"]
+    assert recipe["unlabelled_share"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.data.samples.slices import Preprocess, prepared_volume
 from pipeline.errors import InputError
+from pipeline.unlabelled import UNLABELLED
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def patch_sides(patch_size: Any) -> list[int]:
 class PreparedVolume(Transform):
     """An entry of a datalist becomes `{"image": (1, X, Y, Z) float32, "label": (1, X, Y, Z) uint8}`, checked.
 
+    Without a label, that is zeros.
+
     Args:
         preprocessing: reads one entry and scales its image to [0, 1], as for `SliceDataset`.
         out_channels: number of classes; a label value at or above it is refused.
@@ -48,7 +51,8 @@ class PreparedVolume(Transform):
         image, label = prepared_volume(entry, self.preprocessing, self.out_channels)
         if image.ndim != 4:
             raise InputError(f"case {entry['case']}: a picture has no patches of volumes; train without volumes.yaml")
-        return {"image": image, "label": label}
+        # Patches are centred on classes; without a label, all voxels are of one.
+        return {"image": image, "label": label if "label" in entry else torch.zeros_like(label)}
 
 
 class PatchDataset(CacheDataset):
@@ -59,7 +63,8 @@ class PatchDataset(CacheDataset):
     have generators of their own).
 
     Args:
-        datalist: entries with `case`, `image` and `label`, as `Dataset.datalist` gives them.
+        datalist: entries with `case`, `image` and `label`, as `Dataset.training_datalist` gives them; those without a
+            label come last and get one of `UNLABELLED`.
         preprocessing: called once per volume with an entry; gives `image` (1, X, Y, Z) float in [0, 1] and `label`.
         patches: MONAI's dictionary transforms that cut a prepared volume into a list of patches of one size.
         out_channels: number of classes; a label value at or above it is refused.
@@ -78,6 +83,7 @@ class PatchDataset(CacheDataset):
         if not datalist:
             raise InputError("no case to take patches from; give a split with cases")
         prepared = PreparedVolume(preprocessing, out_channels)
+        self.unlabelled_from = sum("label" in entry for entry in datalist)  # index of the first volume without a label
         # One worker: the cases come in order, and the first bad one is told.
         super().__init__(datalist, Compose([prepared, *patches.transforms]), num_workers=None, progress=False)
         logger.info("volumes of %d cases in memory", len(datalist))
@@ -94,7 +100,11 @@ class PatchDataset(CacheDataset):
     def _transform(self, index: int) -> list[dict[str, Tensor]]:
         self.transform.set_random_state(seed=int(torch.randint(_LARGEST_SEED, ())))
         patches = super()._transform(index)
-        return [{key: convert_to_tensor(patch[key], track_meta=False) for key in _KEYS} for patch in patches]
+        patches = [{key: convert_to_tensor(patch[key], track_meta=False) for key in _KEYS} for patch in patches]
+        if index >= self.unlabelled_from:
+            for patch in patches:
+                patch["label"].fill_(UNLABELLED)
+        return patches
 
 
 def patch_augmentation(kind: str) -> Compose:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data import PatchDataset, patch_augmentation
 from pipeline.errors import InputError, find_input_error
+from pipeline.unlabelled import UNLABELLED
 
 KEYS = ("image", "label")
 ENTRIES = [{"case": name, "image": name, "label": name} for name in ("a", "b", "c")]
@@ -61,6 +62,17 @@ def test_batch_holds_the_patches_of_all_its_volumes():
     assert batch["image"].shape == batch["label"].shape == (6, 1, 4, 4, 4)
     assert (batch["image"].dtype, batch["label"].dtype) == (torch.float32, torch.uint8)
     assert not isinstance(batch["image"], MetaTensor)
+
+
+def test_volumes_without_a_label_give_patches_from_everywhere_that_are_marked():
+    torch.manual_seed(0)
+    entries = [ENTRIES[0], {key: value for key, value in ENTRIES[1].items() if key != "label"}]
+    dataset = PatchDataset(entries, cube, patches(count=50, augmentation="affine"), 2)
+    assert dataset.unlabelled_from == 1
+    labelled, unlabelled = (dataset.batch([index]) for index in (0, 1))
+    assert labelled["label"].max() == 1
+    assert (unlabelled["label"] == UNLABELLED).all()
+    assert len({float(patch.mean()) for patch in unlabelled["image"]}) > 20
 
 
 def test_torchs_random_state_decides():
