@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.slides.palette import colour_of
 
 OPACITY = 0.35
 _STRIPE_PX = 4
+_TEXT_PX, _LINE_PX, _MARGIN_PX = 14, 20, 6  # of the legend
 
 
 class Overview:
@@ -51,6 +55,24 @@ class Overview:
                 picture[inside] = np.rint((1 - OPACITY) * picture[inside] + OPACITY * colour)
                 picture[_outline(inside)] = colour
         return picture
+
+
+def with_legend(picture: np.ndarray, entries: Mapping[str, str]) -> np.ndarray:
+    """Return a picture (h, w, 3) uint8 with lines of text below it, each behind a box of its colour.
+
+    `entries` maps the text to its colour, such as "#D55E00". A narrow picture gets white at its right side.
+    """
+    font = ImageFont.load_default(_TEXT_PX)
+    texts = {text: _LINE_PX + 2 * _MARGIN_PX + round(font.getlength(text)) for text in entries}
+    height, width = len(picture) + len(entries) * _LINE_PX + _MARGIN_PX, max(picture.shape[1], *texts.values())
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for line, (text, colour) in enumerate(entries.items()):
+        top = len(picture) + _MARGIN_PX + line * _LINE_PX
+        draw.rectangle((_MARGIN_PX, top, _MARGIN_PX + _TEXT_PX, top + _TEXT_PX), fill=colour, outline="black")
+        draw.text((_LINE_PX + _MARGIN_PX, top + _TEXT_PX / 2), text, fill="black", font=font, anchor="lm")
+    return np.asarray(canvas)
 
 
 def _outline(inside: np.ndarray) -> np.ndarray:

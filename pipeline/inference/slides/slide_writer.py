@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete, write_json
 from pipeline.inference.case_writer import CaseWriter
 from pipeline.inference.slides.label_pyramid import write_label_pyramid
-from pipeline.inference.slides.overview import Overview
+from pipeline.inference.slides.overview import Overview, with_legend
 from pipeline.inference.slides.slide_dataset import SlideDataset
 from pipeline.inference.slides.tiles import LabelBands
 
@@ -81,9 +81,9 @@ class SlideLabelWriter(CaseWriter):
                 closing(_observed(case, bands, overview, counts)) as observed,  # no thread reads on after a failure
             ):
                 write_label_pyramid(temporary, observed, bands.shape, slide.pixel_um)
-                write_png(self._path(case, "_overview.png"), overview.picture())
                 damaged = bool(_unreadable_parts(slide) or _notes_on_levels(slide))
                 description = self._description(case, bands, overview, counts)
+                write_png(self._path(case, "_overview.png"), with_legend(overview.picture(), _legend(description)))
                 description |= self._completion_record(case, temporary, damaged)
                 write_json(self._path(case, ".json"), description)
         except OSError as error:
@@ -126,6 +126,16 @@ class SlideLabelWriter(CaseWriter):
             "notes": [*slide.notes, *_notes_on_levels(slide)],
             "seconds": round(self.dataset.seconds_since_start(case), 3),
         }
+
+
+def _legend(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for each class of a slide's description, with its share of the tissue, and its colour."""
+    lines = {}
+    for name, found in description["classes"].items():
+        share = found["share_of_tissue"]
+        size = f"{found['pixels']:,} pixels" if share is None else f"{100 * share:.1f} % of the tissue"
+        lines[f"{name}: {size}"] = found["colour"]
+    return lines
 
 
 def _observed(case: str, bands: LabelBands, overview: Overview, counts: np.ndarray) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ import tifffile
 from pipeline.data.slides.palette import colour_of
 from pipeline.inference import write_label_pyramid
 from pipeline.inference.slides import label_pyramid as pyramid
-from pipeline.inference.slides.overview import Overview
+from pipeline.inference.slides.overview import Overview, with_legend
 
 
 def bands_of(labels: np.ndarray, rows: int) -> Iterator[np.ndarray]:
@@ -111,3 +111,15 @@ def test_classes_beyond_the_palette_have_colours_too() -> None:
     assert len(set(colours[:8])) == 8
     assert len(set(colours[8:])) == 12
     assert all(len(bytes.fromhex(colour[1:])) == 3 for colour in colours)
+
+
+def test_legend_stands_below_the_picture_in_the_colours_of_the_classes():
+    picture = np.full((30, 40, 3), 7, np.uint8)
+    shown = with_legend(picture, {"tumour: 3.0 % of the tissue": "#D55E00", "stroma: 9.1 % of the tissue": "#0072B2"})
+    np.testing.assert_array_equal(shown[:30, :40], picture)
+    assert len(shown) == 30 + 2 * 20 + 6
+    assert shown.shape[1] > 150, "wide enough for its text"
+    assert (shown[:30, 40:] == 255).all()
+    assert shown[30 + 6 + 7, 6 + 7].tolist() == [0xD5, 0x5E, 0x00]
+    assert shown[30 + 6 + 20 + 7, 6 + 7].tolist() == [0x00, 0x72, 0xB2]
+    assert (shown[36:50, 30:] < 128).any(), "text"
