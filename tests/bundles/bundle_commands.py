@@ -85,10 +85,7 @@ def run_by_hand(program: list[str], ranks: int = 2) -> tuple[list[int], str]:
         group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         free.close()
         output, errors = (Path(folder) / name for name in ("output", "errors"))
-        processes = []
-        for rank in range(ranks):
-            with _environment(RANK=str(rank), **group):
-                processes.append(begin(program, output, errors))
+        processes = [begin(program, output, errors, RANK=str(rank), **group) for rank in range(ranks)]
         return [process.wait() for process in processes], errors.read_text(encoding="utf-8")
 
 
@@ -113,12 +110,15 @@ class Running:
         self.send_signal(signal.SIGKILL)
 
 
-def begin(program: list[str], output: Path, errors: Path) -> Running:
-    """Start `python -m module ...` or `python -c code ...`; append what it prints to two files, or to one."""
+def begin(program: list[str], output: Path, errors: Path, **variables: str) -> Running:
+    """Start `python -m module ...` or `python -c code ...`; append what it prints to two files, or to one.
+
+    `variables` of the environment are the command's own: the process that is forked, and all after it, lack them.
+    """
     multiprocessing.set_forkserver_preload(["pytest", "monai.bundle", "torch.utils.tensorboard", *PRELOADED])
     context = multiprocessing.get_context("forkserver")
     places = [str(ROOT), *sys.path]
-    settings = ({**ONE_THREAD, **os.environ}, places, elsewhere() / "work")
+    settings = ({**ONE_THREAD, **os.environ, **variables}, places, elsewhere() / "work")
     process = context.Process(target=_as_main, args=(program[1:], output, errors, *settings))
     with _environment(PYTHONPATH=os.pathsep.join(places)):  # of the process that is forked, which starts with the first
         process.start()
