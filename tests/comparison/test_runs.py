@@ -116,7 +116,7 @@ class TestArms:
 
     def test_what_must_be_known_is_said(self, runs):
         comparison = arrange(list(runs.values()))
-        assert comparison.title == "toy: 2 cases, 1 to 2 seeds"
+        assert comparison.title == "Does a teacher help? toy: 2 cases, 1 to 2 seeds"
         told = " ".join(comparison.notes)
         assert "the same 2 cases of toy" in told
         assert "Fewer than 3 seeds (ENet alone 1, ENet + graph_flow (paper) 1, ENet + kd 2)" in told
@@ -158,7 +158,7 @@ class TestArms:
         (run,) = read_runs([make_slide_run(tmp_path / "run", MAPS, {1: "cancer"})])
         comparison = arrange([run, replace(run, seed=1)])
         assert (comparison.kind, comparison.organs) == ("slides", ())
-        assert comparison.title == "tissue: 1 image, 2 seeds"
+        assert comparison.title == "Does a teacher help? tissue: 1 image, 2 seeds"
 
 
 class TestScores:
