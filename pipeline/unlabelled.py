@@ -33,6 +33,12 @@ def of_labelled_items(prediction: Any, labels: torch.Tensor) -> tuple[Any, torch
     return _chosen(prediction, labelled), labels[labelled]
 
 
+def with_teachers_classes(labels: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Return `labels` (B, 1, ...) with the likeliest of `teacher_logits` (B, K, ...) in items without a label."""
+    labelled = labelled_items(labels).reshape(-1, *[1] * (labels.ndim - 1))
+    return torch.where(labelled, labels, teacher_logits.argmax(dim=1, keepdim=True).to(labels.dtype))
+
+
 def _chosen(prediction: Any, items: torch.Tensor) -> Any:
     if isinstance(prediction, torch.Tensor):
         return prediction[items]

@@ -24,7 +24,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 def typed(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, *words], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
 
 

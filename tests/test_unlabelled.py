@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.unlabelled import UNLABELLED, labelled_items, of_labelled_items
+from pipeline.unlabelled import UNLABELLED, labelled_items, of_labelled_items, with_teachers_classes
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,3 +36,9 @@ def test_labelled_batch_is_handed_on_as_it_is():
     seen, truth = of_labelled_items(logits[:1], labels[:1])
     assert seen.data_ptr() == logits.data_ptr()
     assert truth.data_ptr() == labels.data_ptr()
+
+
+def test_teachers_classes_stand_where_a_whole_item_has_no_label():
+    labels = torch.tensor([[[0, 9]], [[0, UNLABELLED]]], dtype=torch.uint8)
+    logits = torch.tensor([[[5.0, 0.0], [0.0, 5.0]], [[0.0, 5.0], [5.0, 0.0]]])  # classes 0 1, and 1 0
+    assert with_teachers_classes(labels, logits).tolist() == [[[0, 9]], [[1, 0]]]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.class_balance import known_classes
 from pipeline.distillation.adapters import resized
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.at import attention_loss
@@ -25,6 +24,7 @@ from pipeline.distillation.methods.class_regions import class_masks, class_means
 from pipeline.distillation.methods.kd import BALANCE, TEMPERATURE, KnowledgeDistillationLoss
 from pipeline.distillation.methods.relations import unit_vectors
 from pipeline.distillation.settings import check_number
+from pipeline.unlabelled import with_teachers_classes
 
 
 class RegionAffinityLoss(nn.Module):
@@ -97,7 +97,7 @@ class EfficientMedical(DistillationMethod):
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms `emkd_prediction`, `emkd_importance` and `emkd_region`."""
         taps = list(zip(student.features, teacher.features, strict=True))
-        classes = known_classes(labels, teacher.logits)[:, None]
+        classes = with_teachers_classes(labels, teacher.logits)
         return {
             "emkd_prediction": self.prediction(student.logits, teacher.logits, classes),
             "emkd_importance": torch.stack([attention_loss(*both, self.p) for both in taps]).sum(),

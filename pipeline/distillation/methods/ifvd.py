@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.class_balance import known_classes
 from pipeline.distillation.adapters import resized
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.class_regions import class_masks, class_means
 from pipeline.distillation.methods.relations import unit_vectors
+from pipeline.unlabelled import with_teachers_classes
 
 
 def class_variation(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -61,5 +61,5 @@ class IntraClassVariation(DistillationMethod):
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the term `ifvd`."""
-        classes = known_classes(labels, teacher.logits)[:, None]
+        classes = with_teachers_classes(labels, teacher.logits)
         return {"ifvd": variation_loss(student.features[-1], teacher.features[-1], classes, self.classes)}

@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.class_balance import known_classes
 from pipeline.distillation.adapters import resized
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.extra_runs import check_twice_differentiable, run_again, seen_images
 from pipeline.distillation.methods.relations import unit_vectors
 from pipeline.distillation.taps import FeatureTaps
+from pipeline.unlabelled import with_teachers_classes
 
 
 def drawn_classes(labels: torch.Tensor, out_channels: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ class LearningWithoutMemorizing(DistillationMethod):
         """Return the term `lwm`; `InputError` where several GPUs share the student's batch normalisation."""
         check_twice_differentiable("lwm", self.pair.student)
         images, pair = seen_images(student), self.pair
-        labels = known_classes(labels, teacher.logits)[:, None]
+        labels = with_teachers_classes(labels, teacher.logits)
         classes = drawn_classes(labels, pair.out_channels)
         of_student, of_teacher = (
             class_maps(*self._deep(network, images), labels, classes, network is pair.student)

@@ -17,6 +17,7 @@ from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.distillation.methods.lwm import LearningWithoutMemorizing, class_maps, drawn_classes, map_distance
 from pipeline.distillation.methods.sobolev import SobolevTraining, gradient_distance, image_gradient
 from pipeline.errors import InputError
+from pipeline.unlabelled import UNLABELLED
 from tests.distillation.tiny_pair import Pointwise, equal_pair, pair_of, tiny_batch, tiny_pair, views
 
 METHODS = (SobolevTraining, BoundarySamples, LearningWithoutMemorizing)
@@ -262,11 +263,19 @@ def test_lwm_differentiates_the_importance_of_features():
     assert float(weight.grad[1, 2].abs().sum()) > 1e-4
 
 
-def test_lwm_without_any_label_takes_the_classes_of_the_teacher():
+def test_lwm_without_any_class_is_zero_with_a_gradient_of_zero():
+    pair, (images, labels) = tiny_pair(), tiny_batch()
+    term = LearningWithoutMemorizing(pair)(*views(pair, images), torch.full_like(labels, 9))["lwm"]
+    term.backward()
+    assert float(term) == 0
+    assert float(pair.student.deep[0].weight.grad.abs().max()) == 0
+
+
+def test_lwm_without_a_label_takes_the_classes_of_the_teacher():
     pair, (images, labels) = tiny_pair(), tiny_batch()
     student, teacher = views(pair, images)
     terms = []
-    for given in (torch.full_like(labels, 9), teacher.logits.argmax(dim=1, keepdim=True)):
+    for given in (torch.full_like(labels, UNLABELLED), teacher.logits.argmax(dim=1, keepdim=True)):
         torch.manual_seed(0)  # of the class that is drawn
         terms.append(LearningWithoutMemorizing(pair)(student, teacher, given)["lwm"])
     torch.testing.assert_close(terms[0], terms[1])
