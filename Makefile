@@ -46,7 +46,7 @@ bench: $(DEVELOPMENT)
 
 docs: $(DOCUMENTATION)
 	$(RUN) docs/write_options.py
-	$(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) outputs/demo
