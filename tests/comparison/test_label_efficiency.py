@@ -38,8 +38,9 @@ def amount(folder: Path, name: str, few: bool, values: dict[str, float]) -> Amou
     return Amount(name, labelled_count(comparison), comparison)
 
 
-@pytest.fixture
-def amounts(tmp_path) -> list[Amount]:
+@pytest.fixture(scope="module")
+def amounts(tmp_path_factory) -> list[Amount]:
+    tmp_path = tmp_path_factory.mktemp("amounts")
     few = {"teacher": 0.5, "alone": 0.3, "mean_teacher": 0.4, "kd": 0.45}
     return [
         amount(tmp_path, "1_patient", True, few),
