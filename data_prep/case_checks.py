@@ -53,7 +53,8 @@ def check_case(declared: Declaration, split: str, case: Case) -> CaseReport:
     found, report = Findings(declared.path.parent), CaseReport(split, case)
     report.image = _file_facts(found, case.image)
     if case.label is None:
-        found.note(case.image, "has no label", "it cannot be scored; add the label if there is one")
+        use = "distillation alone learns from it" if split == "training" else "it cannot be scored"
+        found.note(case.image, "has no label", f"{use}; add the label if there is one")
     else:
         report.label = _file_facts(found, case.label)
     (_check_tile if holds_slides(declared) else _check_scan)(found, declared, report)

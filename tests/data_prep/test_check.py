@@ -223,6 +223,15 @@ def test_threads_are_as_many_as_memory_allows(folder: Path, monkeypatch: pytest.
     assert check._workers(declared) == 1
 
 
+def test_a_training_case_without_label_is_noted_with_its_use(folder: Path) -> None:
+    training = json.loads((folder / "dataset.json").read_text())["training"]
+    del training[0]["label"]
+    edit(folder, training=training)
+    (row,) = [row for row in check_dataset(folder).rows if row.fact == "has no label"]
+    assert (row.file, row.severity) == (training[0]["image"], "note")
+    assert row.remedy == "distillation alone learns from it; add the label if there is one"
+
+
 def test_a_test_case_without_label_is_noted(folder: Path) -> None:
     entry = json.loads((folder / "dataset.json").read_text())["test"][0]
     del entry["label"]
