@@ -15,7 +15,7 @@ from pipeline.distillation.catalogue import METHODS, PARAPHRASED
 from pipeline.distillation.distiller import Distiller
 from pipeline.distillation.method import DistillationMethod, NetworkPair, label_cross_entropy
 from pipeline.distillation.schedule import Schedule
-from pipeline.distillation.terms import check_settings, chosen_terms
+from pipeline.distillation.terms import Term, check_settings, chosen_terms
 from pipeline.errors import InputError
 from pipeline.networks.shapes import check_taps, feature_maps
 
@@ -71,11 +71,7 @@ def build_distiller(
             one of volumes, or another number of taps of the student than of the teacher.
     """
     wanted = chosen_terms(terms, method, methods, settings, preset)
-    if teacher is None:
-        lacking = [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
-        if lacking:
-            raise InputError(f"not given on the command line: --teacher, which {lacking[0]} learns from")
-        teacher = copy.deepcopy(student)  # never run; its taps and channels fit
+    teacher = _stand_in(student, wanted) if teacher is None else teacher
     pair = NetworkPair(
         teacher,
         student,
@@ -94,17 +90,7 @@ def build_distiller(
     _check_tap_count(pair)
     if paraphrasers is not None and not any(term.build in map(METHODS.get, PARAPHRASED) for term in wanted.values()):
         logger.warning("the paraphraser is not used: %s compares no paraphrased taps", " + ".join(wanted))
-    built: dict[str, DistillationMethod] = {}
-    schedules: dict[str, Schedule] = {}
-    groups: dict[str, str] = {}
-    names: set[str] = set()
-    for name, term in wanted.items():
-        for part, module in build_method(name, pair, term.settings, term.build).items():
-            if names & module.weights.keys():  # another method has a term of this name already
-                module.rename_terms(f"{name}_")
-            names |= module.weights.keys()
-            part = part if part not in built else f"{name}_{part}"
-            built[part], schedules[part], groups[part] = module, term.schedule, name
+    built, schedules, groups = _built(wanted, pair)
     return Distiller(
         teacher,
         student,
@@ -116,6 +102,32 @@ def build_distiller(
         total_steps=total_steps,
         groups=groups,
     )
+
+
+def _stand_in(student: nn.Module, wanted: Mapping[str, Term]) -> nn.Module:
+    """Return what stands where a teacher would, never run: its taps and channels fit. `InputError` if one is needed."""
+    lacking = [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
+    if lacking:
+        raise InputError(f"not given on the command line: --teacher, which {lacking[0]} learns from")
+    return copy.deepcopy(student)
+
+
+def _built(
+    wanted: Mapping[str, Term], pair: NetworkPair
+) -> tuple[dict[str, DistillationMethod], dict[str, Schedule], dict[str, str]]:
+    """Return the parts of all methods by names of their own, the schedule of each, and the method that it is of."""
+    built: dict[str, DistillationMethod] = {}
+    schedules: dict[str, Schedule] = {}
+    groups: dict[str, str] = {}
+    names: set[str] = set()
+    for name, term in wanted.items():
+        for part, module in build_method(name, pair, term.settings, term.build).items():
+            if names & module.weights.keys():  # another method has a term of this name already
+                module.rename_terms(f"{name}_")
+            names |= module.weights.keys()
+            part = part if part not in built else f"{name}_{part}"
+            built[part], schedules[part], groups[part] = module, term.schedule, name
+    return built, schedules, groups
 
 
 def _tap_channels(network: nn.Module, taps: Sequence[str] | None) -> tuple[int, ...]:
