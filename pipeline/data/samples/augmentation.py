@@ -104,22 +104,38 @@ class SliceAugmentation(BatchAugmentation):
         """Return (B, 2, 3) matrices like `_draw_paper`; the shift is a fraction of each side."""
         angle, scale, *shift = self._uniform(batch, 4).unbind(1)
         turned = _rotation((2 * angle - 1) * _ROTATION_DEGREES)
-        matrices = turned / _between(scale, *_SCALE)[:, None, None]
+        matrices = turned / between(scale, *_SCALE)[:, None, None]
         return torch.cat([matrices, (2 * torch.stack(shift, 1)[:, :, None] - 1) * _SHIFT_FRACTION], dim=2)
 
     def _change_intensity(self, images: Tensor) -> Tensor:
         """Return images in [0, 1] with another gamma, contrast about mid grey, and brightness per slice."""
-        gamma, contrast, brightness = self._uniform(len(images), 3).unbind(1)
-        # Drawn by logarithm, so that a darker and a brighter image are equally likely.
-        gamma = torch.exp(_between(gamma, *map(math.log, _GAMMA)))
-        offset = (2 * brightness - 1) * _BRIGHTNESS
-        gamma, contrast, offset = (
-            value.to(images)[:, None, None, None] for value in (gamma, _between(contrast, *_CONTRAST), offset)
-        )
-        return (images.clamp(0, 1).pow(gamma).sub_(0.5).mul_(contrast).add_(0.5 + offset)).clamp_(0, 1)
+        return change_intensity(images, self._uniform(len(images), 3), _GAMMA, _CONTRAST, _BRIGHTNESS)
 
 
-def _between(uniform: Tensor, low: float, high: float) -> Tensor:
+def change_intensity(
+    images: Tensor, draws: Tensor, gamma: tuple[float, float], contrast: tuple[float, float], brightness: float
+) -> Tensor:
+    """Return images (B, C, ...) in [0, 1] with another gamma, contrast about mid grey, and brightness.
+
+    Args:
+        images: stay as they are.
+        draws: (B, 3) numbers in [0, 1).
+        gamma: range of the exponent.
+        contrast: range of the factor.
+        brightness: largest offset.
+    """
+    exponent, factor, offset = draws.unbind(1)
+    # Drawn by logarithm, so that a darker and a brighter image are equally likely.
+    exponent = torch.exp(between(exponent, *map(math.log, gamma)))
+    exponent, factor, offset = (
+        value.to(images).reshape(-1, *[1] * (images.ndim - 1))
+        for value in (exponent, between(factor, *contrast), (2 * offset - 1) * brightness)
+    )
+    return (images.clamp(0, 1).pow(exponent).sub_(0.5).mul_(factor).add_(0.5 + offset)).clamp_(0, 1)
+
+
+def between(uniform: Tensor, low: float, high: float) -> Tensor:
+    """Return numbers from `low` to `high` made of numbers in [0, 1)."""
     return low + (high - low) * uniform
 
 

@@ -9,7 +9,6 @@ labels, and `Cut` does the same to the teacher's maps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from monai.networks.layers import GaussianFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data.samples.augmentation import BatchAugmentation
+from pipeline.data.samples.augmentation import BatchAugmentation, between, change_intensity
 from pipeline.unlabelled import labelled_items
 
 # Wider than the ranges of `SliceAugmentation`, which stand for scanners; these are to make the image hard to read.
@@ -67,18 +66,11 @@ class StudentView(BatchAugmentation):
         """Return the student's images (B, C, ...), the labels (B, 1, ...) of them, and what was cut, if anything."""
         if self.kind == "same":
             return images, labels, None
-        changed = self._blurred(self._noisy(self._intensities(images)))
+        draws = self._uniform(len(images), 3)
+        changed = change_intensity(images, draws, _GAMMA, _CONTRAST, _BRIGHTNESS)
+        changed = self._blurred(self._noisy(changed))
         cut = self._cut(images, labels)
         return cut(changed), torch.where(cut.inside, labels[cut.partners], labels), cut
-
-    def _intensities(self, images: Tensor) -> Tensor:
-        gamma, contrast, brightness = self._uniform(len(images), 3).unbind(1)
-        gamma = torch.exp(_between(gamma, *map(math.log, _GAMMA)))
-        gamma, contrast, offset = (
-            _a_number_each(value, images)
-            for value in (gamma, _between(contrast, *_CONTRAST), (2 * brightness - 1) * _BRIGHTNESS)
-        )
-        return ((images.clamp(0, 1) ** gamma - 0.5) * contrast + 0.5 + offset).clamp(0, 1)
 
     def _noisy(self, images: Tensor) -> Tensor:
         deviation = _a_number_each(_NOISE * self._uniform(len(images), 1)[:, 0], images)
@@ -87,7 +79,7 @@ class StudentView(BatchAugmentation):
 
     def _blurred(self, images: Tensor) -> Tensor:
         """Return images of which some are blurred, in one batch by the same width: it is one convolution."""
-        sigma = _between(self._uniform(1, 1), *_BLUR_PX).item()
+        sigma = between(self._uniform(1, 1), *_BLUR_PX).item()
         chosen = _a_number_each(self._uniform(len(images), 1)[:, 0] < _BLUR_SHARE, images)
         blurred = GaussianFilter(images.ndim - 2, sigma).to(images.device)(images)
         return torch.where(chosen > 0, blurred, images)
@@ -95,7 +87,7 @@ class StudentView(BatchAugmentation):
     def _cut(self, images: Tensor, labels: Tensor) -> Cut:
         sides = torch.tensor(images.shape[2:], dtype=torch.float32)
         is_cut, area, *corners = self._uniform(len(images), 2 + len(sides)).unbind(1)
-        share = _between(area, *_CUT_AREA) ** (1 / len(sides))
+        share = between(area, *_CUT_AREA) ** (1 / len(sides))
         lengths = share[:, None] * sides * (is_cut < _CUT_SHARE)[:, None]
         starts = torch.stack(corners, 1) * (sides - lengths)
         inside = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
@@ -104,10 +96,6 @@ class StudentView(BatchAugmentation):
             within = (centres >= starts[:, axis, None]) & (centres < (starts + lengths)[:, axis, None])
             inside &= within.reshape(len(images), 1, *[side if other == axis else 1 for other in range(len(sides))])
         return Cut(inside.to(images.device), _next_of_its_kind(labelled_items(labels)))
-
-
-def _between(uniform: Tensor, low: float, high: float) -> Tensor:
-    return low + (high - low) * uniform
 
 
 def _a_number_each(values: Tensor, images: Tensor) -> Tensor:
