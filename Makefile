@@ -14,7 +14,8 @@ FAST := $(VOLUMES)::test_model_of_volumes_says_so_and_finds_its_inferer \
 	$(VOLUMES)::test_evaluation_takes_the_model_as_any_other tests/training/test_losses.py tests/distillation \
 	tests/networks/parity tests/networks/test_build.py tests/data/scans tests/data/dataset tests/evaluation/test_scores.py \
 	tests/evaluation/test_surface.py tests/evaluation/test_overlap.py tests/evaluation/test_report.py \
-	tests/inference/scans/test_slicewise.py tests/test_*.py
+	tests/inference/scans/test_slicewise.py tests/test_class_balance.py tests/test_configuration.py tests/test_described.py \
+	tests/test_unlabelled.py
 
 .PHONY: help demo test test-fast test-slow lint bench docs clean
 help:

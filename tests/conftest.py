@@ -6,14 +6,11 @@ from __future__ import annotations
 import os
 
 # Before torch is loaded: two workers with two threads each on two cores would wait for each other most of the time.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 
 import pytest
-import torch
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 
 from data_prep import phantom_ct
 from tests.bundles.bundle_commands import ROOT
-from tests.bundles.untrained import untrained
 
 
 @pytest.fixture
@@ -30,4 +29,7 @@ def dataset_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(dataset_dir, tmp_path_factory) -> Path:
     """Return the file of an untrained network that fits the module's dataset."""
+    # Not above: pytest's main process, which runs no test, reads this file too and would wait for MONAI.
+    from tests.bundles.untrained import untrained
+
     return untrained(tmp_path_factory.mktemp("model") / "model.pt", dataset_dir)
