@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.dataset.dataset import SCANS, SLIDES
-from pipeline.data.scans.slicer import read_named_label
+from pipeline.data.scans.slicer import read_named_label, uncropped
+from pipeline.data.scans.volumes import on_grid_of
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.mask_files import read_mask
 from pipeline.evaluation.matching import CasePair, Matching, match_cases
@@ -100,8 +101,9 @@ def _score_pair(
 
 def _read_volumes(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return prediction, label and the steps of the grid of a scan."""
-    label = read_named_label(pair.label, organs)
-    return read_named_label(pair.prediction, organs, like=label).array, label.array, label.steps_mm
+    label, prediction = read_named_label(pair.label, organs), read_named_label(pair.prediction, organs)
+    label = uncropped(label, like=prediction)
+    return on_grid_of(label, uncropped(prediction, like=label)).array, label.array, label.steps_mm
 
 
 def _read_masks(pair: CasePair, organs: dict[int, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -209,6 +209,25 @@ def test_segments_of_slicer_are_scored_by_name(folders):
         assert (rows["liver"]["dice"], rows["spleen"]["status"]) == ("0.750000", "absent")
 
 
+@pytest.mark.parametrize("which", ["label", "prediction"])
+def test_segments_that_slicer_cropped_are_scored_on_the_whole_grid(folders, which):
+    """As Slicer saves them with "Crop to minimum extent": the organ alone, which the crop starts with."""
+    whole, organ = folders / "whole" / "a.nii.gz", cube()
+    write(whole, organ)
+    kept = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(organ))
+    affine = AFFINE.copy()
+    affine[:, 3] = AFFINE @ (*(part.start for part in kept), 1)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(organ[kept].T))
+    image.SetSpacing(np.linalg.norm(AFFINE[:3, :3], axis=0))
+    image.SetDirection((np.diag([-1.0, -1, 1]) @ AFFINE[:3, :3] / np.linalg.norm(AFFINE[:3, :3], axis=0)).ravel())
+    image.SetOrigin(np.diag([-1.0, -1, 1]) @ affine[:3, 3])
+    (folders / "cropped").mkdir()
+    SimpleITK.WriteImage(image, str(folders / "cropped" / "a.seg.nrrd"))
+    paths = ("whole", "cropped") if which == "label" else ("cropped", "whole")
+    assert run(folders, "--organs", "liver", predictions=paths[0], labels=paths[1]) == 0
+    assert [row["dice"] for row in read(folders / "report" / "per_case.csv")] == ["1.000000"]
+
+
 def test_segments_against_bare_numbers_need_names(folders):
     save_segments(folders / "first" / "a.seg.nrrd", cube(2), "spleen", "liver")
     refused(folders, "does not name its values, as other files do", "--allow-missing", labels="first")

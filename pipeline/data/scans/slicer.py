@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.scans.geometry import Volume
-from pipeline.data.scans.volumes import read_label
+from pipeline.data.scans.geometry import POSITION_TOLERANCE_MM, Volume, affine_difference, to_voxel_order_of
+from pipeline.data.scans.volumes import on_grid_of, read_label
 from pipeline.errors import InputError
 
 _SUFFIX = ".seg.nrrd"
@@ -78,17 +78,46 @@ def names_of_segments(paths: Iterable[Path]) -> dict[int, str] | None:
 def read_named_label(path: Path, labels: Mapping[int, str], like: Volume | None = None) -> Volume:
     """Read a label map as `read_label` does; where the file names its values, those of `labels` replace them by name.
 
+    A `.seg.nrrd` may hold a part of the grid of `like` ("Crop to minimum extent" in Slicer); the rest is background.
     Raises `InputError` for a segment that `labels` does not name.
     """
+    label = _read_by_name(path, labels)
+    return label if like is None else on_grid_of(like, uncropped(label, like))
+
+
+def _read_by_name(path: Path, labels: Mapping[int, str]) -> Volume:
     names = segment_names(path)
     if names is None:
-        return read_label(path, like, {0, *labels})
+        return read_label(path, labels={0, *labels})
     values = {name: value for value, name in labels.items() if value}
     unknown = [name for name in names.values() if name not in values]
     if unknown:
         organs = ", ".join(values)
         raise InputError(f"{path}: segments {', '.join(unknown)} are none of {organs}; rename them in Slicer")
-    label = read_label(path, like, {0, *names})
+    label = read_label(path, labels={0, *names})
     table = np.zeros(256, dtype=np.uint8)
     table[list(names)] = [values[name] for name in names.values()]
     return replace(label, array=table[label.array])
+
+
+def uncropped(label: Volume, like: Volume) -> Volume:
+    """Return a segmentation with the voxels that Slicer cut off as background.
+
+    Other files, and what is no part of the grid of `like`, are returned as they are.
+    """
+    if not label.path.name.lower().endswith(_SUFFIX) or label.array.shape == like.array.shape:
+        return label
+    array, affine = to_voxel_order_of(label.array, label.affine, like.affine)
+    first = np.rint((np.linalg.inv(like.affine) @ affine[:, 3])[:3]).astype(int)
+    expected = like.affine.copy()
+    expected[:, 3] = like.affine @ (*first, 1)
+    edge, origin, _ = affine_difference(expected, affine)
+    # One voxel's error in the edges grows over the whole part, so this is stricter than the check of a whole grid.
+    misplaced = max(edge * max(array.shape), origin) > POSITION_TOLERANCE_MM
+    fits = (first >= 0).all() and (first + array.shape <= like.array.shape).all()
+    if misplaced or not fits:
+        return label
+    whole = np.zeros(like.array.shape, dtype=np.uint8, order="F")
+    whole[tuple(slice(start, start + size) for start, size in zip(first, array.shape, strict=True))] = array
+    note = f"Slicer kept {' x '.join(map(str, array.shape))} voxels of it; the others are background"
+    return replace(label, array=whole, affine=like.affine.copy(), notes=(*label.notes, note))

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import SimpleITK
 
-from pipeline.data.scans.slicer import segment_names
+from pipeline.data import Volume
+from pipeline.data.scans.slicer import read_named_label, segment_names
 from pipeline.errors import InputError
 
 # As Slicer 5 writes it, shortened: names in any order, values in the order of drawing.
@@ -57,3 +60,58 @@ def test_other_files_have_no_segments(tmp_path):
 def test_segments_that_are_no_labels(tmp_path, old, new, message):
     with pytest.raises(InputError, match=message):
         names(tmp_path, HEADER.replace(old, new))
+
+
+GRID = Volume(
+    np.zeros((6, 5, 4), np.int16), np.array([[0, -2.0, 0, 7], [1.5, 0, 0, -3], [0, 0, 5, 11], [0, 0, 0, 1]]), None
+)
+
+
+def cropped(tmp_path, first, size, moved_mm=0.0, flipped=False):
+    """Write the part of GRID that begins at voxel `first` as Slicer does, all of organ 1 but its first voxel: 2."""
+    part = np.ones(size, np.uint8)
+    part[0, 0, 0] = 2
+    affine = GRID.affine.copy()
+    affine[:, 3] = GRID.affine @ (*first, 1)
+    affine[2, 3] += moved_mm
+    if flipped:  # the same voxels, stored from the last slice to the first
+        affine[:, 3] += affine[:, 2] * (size[2] - 1)
+        affine[:, 2] *= -1
+        part = part[..., ::-1]
+    to_lps = np.diag([-1.0, -1, 1])
+    image = SimpleITK.GetImageFromArray(part.T)
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(edges)
+    image.SetDirection((to_lps @ affine[:3, :3] / edges).ravel())
+    image.SetOrigin(to_lps @ affine[:3, 3])
+    path = tmp_path / "a.seg.nrrd"
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_what_slicer_cut_off_is_background(tmp_path, flipped):
+    path = cropped(tmp_path, (1, 2, 1), (4, 3, 2), flipped=flipped)
+    label = read_named_label(path, {0: "background", 1: "liver", 2: "spleen"}, like=GRID)
+    expected = np.zeros(GRID.array.shape, np.uint8)
+    expected[1:5, 2:5, 1:3] = 1
+    expected[1, 2, 1] = 2
+    assert np.array_equal(label.array, expected)
+    assert np.array_equal(label.affine, GRID.affine)
+    assert label.notes[-1] == "Slicer kept 4 x 3 x 2 voxels of it; the others are background"
+
+
+@pytest.mark.parametrize(
+    ("first", "size", "moved_mm"), [((3, 2, 1), (4, 3, 2), 0), ((-1, 0, 0), (2, 2, 2), 0), ((1, 2, 1), (4, 3, 2), 2.5)]
+)
+def test_a_part_of_another_grid_is_refused(tmp_path, first, size, moved_mm):
+    with pytest.raises(InputError, match="give the label that was drawn on this image"):
+        read_named_label(
+            cropped(tmp_path, first, size, moved_mm), {0: "background", 1: "liver", 2: "spleen"}, like=GRID
+        )
+
+
+def test_only_slicer_cuts_off(tmp_path):
+    path = cropped(tmp_path, (1, 2, 1), (4, 3, 2))
+    with pytest.raises(InputError, match="give the label that was drawn on this image"):
+        read_named_label(path.rename(tmp_path / "a.nrrd"), {0: "background", 1: "liver", 2: "spleen"}, like=GRID)
