@@ -119,9 +119,11 @@ def test_folder_of_all_formats(tmp_path: Path, model: SimpleNamespace) -> None:
     image = sitk.ReadImage(str(folder / "a.nii.gz"))
     for name in ("c.nrrd", "d.mha", "e.mhd"):
         sitk.WriteImage(image, str(folder / name))
+    sitk.WriteImage(image, str(folder / "c.seg.nrrd"))
     (folder / "notes.txt").write_text("passed over")
     (folder / "._a.nii.gz").write_bytes(b"passed over too")
     assert segment_files(folder, tmp_path / "out", model) == 0
+    assert not list((tmp_path / "out").glob("*.seg*"))
     expected = np.asanyarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
     for case in "abcde":
         written = nib.load(tmp_path / "out" / f"{case}.nii.gz")
@@ -219,6 +221,14 @@ def test_all_missing_inputs_are_named(tmp_path: Path) -> None:
 def test_folder_without_scans(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"png")
     with pytest.raises(InputError, match=r"no scan in .*; give \.nii\.gz, "):
+        find_scans(tmp_path)
+
+
+def test_a_segmentation_is_no_scan(tmp_path: Path) -> None:
+    (tmp_path / "a.seg.nrrd").write_bytes(b"NRRD0004\n")
+    with pytest.raises(InputError, match=r"a\.seg\.nrrd is a segmentation; give the scan"):
+        find_scans(tmp_path / "a.seg.nrrd")
+    with pytest.raises(InputError, match="no scan in"):
         find_scans(tmp_path)
 
 

@@ -12,12 +12,18 @@ from pipeline.errors import InputError
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
 _NO_SLICES = ("DICOMDIR",)
+_SLICER_SEGMENTATION = ".seg.nrrd"
 
 
 def scan_suffix(path: str | os.PathLike[str]) -> str | None:
     """Return the suffix by which `read_volume` chooses its reader (".nii.gz", ".nrrd", ...), None for another file."""
     name = Path(path).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def is_slicer_segmentation(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is a segmentation of 3D Slicer by its name: `case.seg.nrrd` beside the scan `case.nrrd`."""
+    return Path(path).name.lower().endswith(_SLICER_SEGMENTATION)
 
 
 def is_dicom_folder(folder: Path) -> bool:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.scans.formats import is_slicer_segmentation
 from pipeline.data.scans.geometry import POSITION_TOLERANCE_MM, Volume, affine_difference, to_voxel_order_of
 from pipeline.data.scans.volumes import on_grid_of, read_label
 from pipeline.errors import InputError
 
-_SUFFIX = ".seg.nrrd"
 _MOST_HEADER_BYTES = 1 << 20
 _UNNAMED = re.compile(r"(Segment_\d+)?")  # what Slicer calls a segment that nobody named
 _SEGMENT = re.compile(r"Segment(\d{1,4})_(Name|LabelValue|Layer):=(.*)")
@@ -30,7 +30,7 @@ def segment_names(path: Path) -> dict[int, str] | None:
     Slicer counts values in the order in which segments were drawn, so equal values of two files may be two organs.
     Raises `InputError` for segments in several layers, which overlap, and for two of one name or value.
     """
-    if not path.name.lower().endswith(_SUFFIX):
+    if not is_slicer_segmentation(path):
         return None
     segments: dict[str, dict[str, str]] = defaultdict(dict)
     with open(path, "rb") as file:
@@ -105,7 +105,7 @@ def uncropped(label: Volume, like: Volume) -> Volume:
 
     Other files, and what is no part of the grid of `like`, are returned as they are.
     """
-    if not label.path.name.lower().endswith(_SUFFIX) or label.array.shape == like.array.shape:
+    if not is_slicer_segmentation(label.path) or label.array.shape == like.array.shape:
         return label
     array, affine = to_voxel_order_of(label.array, label.affine, like.affine)
     first = np.rint((np.linalg.inv(like.affine) @ affine[:, 3])[:3]).astype(int)

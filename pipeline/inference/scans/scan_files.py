@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.scans.formats import SUFFIXES, is_dicom_folder, scan_suffix
+from pipeline.data.scans.formats import SUFFIXES, is_dicom_folder, is_slicer_segmentation, scan_suffix
 from pipeline.errors import InputError
 from pipeline.inference.sources import Inputs, Source, find_sources, visible_entries
 
@@ -23,19 +23,22 @@ def find_scans(inputs: Inputs) -> list[Source]:
     """Return the scans of `inputs`: a file, a folder of files and DICOM series folders, one series, or a list.
 
     A `Scan` in a list keeps the case name that it has; files bear the name of the file, series that of the folder.
-    Hidden files and files of other formats in a folder are passed over. Raises `InputError` for paths that are
-    missing (all of them in one message), a folder without scans, and two scans of one case name.
+    Hidden files, files of other formats and Slicer's segmentations (`case.seg.nrrd`) in a folder are passed over.
+    Raises `InputError` for paths that are missing (all of them in one message), a folder without scans, a segmentation
+    in place of a scan, and two scans of one case name.
     """
     return find_sources(inputs, NOUN, _scans_in)
 
 
 def _scans_in(path: Path) -> list[Source]:
+    if is_slicer_segmentation(path):
+        raise InputError(f"{path} is a segmentation; give the scan that it was drawn on")
     # A folder named like a file is no folder of scans: read_volume says so.
     return _in_folder(path) if path.is_dir() and scan_suffix(path) is None else [Scan(_case_of(path), path)]
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    entries = visible_entries(folder)
+    entries = [path for path in visible_entries(folder) if not is_slicer_segmentation(path)]
     scans = [Scan(_case_of(path), path) for path in entries if scan_suffix(path) is not None or _is_series(path)]
     if is_dicom_folder(folder):
         if scans:
