@@ -149,6 +149,8 @@ def _check_key(name: str, config: dict[str, Any], list_of_options: str) -> None:
             level = level[part]
         elif "_target_" in level and depth:
             return  # an argument of a component that the config leaves at its default
+        elif depth and keys[0] in config.get("grid", {}):
+            return  # --training::size 64: an option of another config, which the grid checks before its first run
         else:
             near = difflib.get_close_matches(part, level, n=1, cutoff=0)
             nearest = "::".join([*keys[:depth], *near])

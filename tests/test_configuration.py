@@ -95,6 +95,15 @@ def test_value_of_another_kind_is_refused(config, override, message):
         check_overrides(["run", "--config_file", config, *override])
 
 
+def test_a_grid_takes_any_option_of_its_runs(tmp_path):
+    """What `training` holds are options of train.yaml; the grid checks them before its first run."""
+    file = tmp_path / "grid.yaml"
+    file.write_text("training: {size: 64}\nother: {size: 64}\ngrid: {_target_: Grid, training: '@training'}\n")
+    check_overrides(["run", "--config_file", str(file), "--training::precision", "float32"])
+    with pytest.raises(InputError, match="unknown option --other::precision"):
+        check_overrides(["run", "--config_file", str(file), "--other::precision", "float32"])
+
+
 def test_options_of_an_args_file_are_checked_too(config, tmp_path):
     arguments = tmp_path / "arguments.yaml"
     arguments.write_text(f"config_file: {config}\nepocs: 3\n")

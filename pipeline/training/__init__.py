@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "unexplained_variance",
         ),
         "initial_weights": ("take_weights",),
-        "progress": ("Progress", "say_what_is_next"),
+        "progress": ("Progress", "say_distillation_is_next", "say_what_is_next"),
         "run_folder": ("check_run_folder", "record_run"),
         "sampler": ("ResumableSampler", "SharedBatchSampler", "training_sampler"),
         "schedule": ("OptimizerStepSchedule", "optimizer_steps"),

@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +183,23 @@ def say_what_is_next(run_dir: str, dataset_dir: str, bundle_root: str, evaluator
     score = ""
     if state is not None and state.key_metric_name is not None and state.best_metric_epoch > 0:
         score = f", {state.key_metric_name} {state.best_metric:.4f} in epoch {state.best_metric_epoch}"
-    configs = Path(bundle_root) / "configs"
-    files = f"\"['{configs / 'train.yaml'}','{configs / 'evaluate.yaml'}']\""
-    paths = {"dataset_dir": dataset_dir, "checkpoint": str(model), "run_dir": str(Path(run_dir) / "report")}
-    options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in paths.items())
     logger.info("model: %s%s", model, score)
-    logger.info("next, its report on the test split: python -m monai.bundle run --config_file %s %s", files, options)
+    options = {"dataset_dir": dataset_dir, "checkpoint": str(model), "run_dir": str(Path(run_dir) / "report")}
+    logger.info("next, its report on the test split: %s", _command(bundle_root, "evaluate", options))
+
+
+def say_distillation_is_next(paraphraser: str, teacher: str, student: str, dataset_dir: str, bundle_root: str) -> None:
+    """Log the command that distils with the paraphrasers of a finished run."""
+    if not distributed.is_main():
+        return
+    options = {"dataset_dir": dataset_dir, "teacher": teacher, "paraphraser": paraphraser, "student": student}
+    command = _command(bundle_root, "distill", {**options, "run_dir": "NEW_FOLDER"})
+    logger.info("next, the distillation: %s", command)
+
+
+def _command(bundle_root: str, overlay: str, options: Mapping[str, str]) -> str:
+    """Return the command that runs an overlay on train.yaml."""
+    configs = Path(bundle_root) / "configs"
+    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items())
+    files = f"\"['{configs / 'train.yaml'}','{configs / f'{overlay}.yaml'}']\""
+    return f"python -m monai.bundle run --config_file {files} {given}"

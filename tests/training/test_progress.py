@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine
 
 from pipeline.networks import build_network
-from pipeline.training import Progress, say_what_is_next
+from pipeline.training import Progress, say_distillation_is_next, say_what_is_next
 from pipeline.training import progress as module
 from pipeline.training.progress import duration, smaller_settings
 from tests.training.tiny_run import differences, make_run, whole_state
@@ -100,6 +100,16 @@ def test_the_end_names_model_score_and_next_command(caplog):
         "next, its report on the test split: python -m monai.bundle run --config_file "
         "\"['bundles/synapse/configs/train.yaml','bundles/synapse/configs/evaluate.yaml']\" "
         "--dataset_dir data --checkpoint 'runs/a b/model.pt' --run_dir 'runs/a b/report'",
+    ]
+
+
+def test_paraphrasers_end_with_the_command_that_distils(caplog):
+    with caplog.at_level(logging.INFO):
+        say_distillation_is_next("runs/p/paraphraser.pt", "runs/t/model.pt", "enet", "data", "B")
+    assert [record.getMessage() for record in caplog.records] == [
+        "next, the distillation: python -m monai.bundle run --config_file "
+        "\"['B/configs/train.yaml','B/configs/distill.yaml']\" --dataset_dir data --teacher runs/t/model.pt "
+        "--paraphraser runs/p/paraphraser.pt --student enet --run_dir NEW_FOLDER"
     ]
 
 
