@@ -84,7 +84,8 @@ def inference_config(model: SavedModel) -> dict[str, Any]:
         },
         # MONAI runs on no scans at all without a word.
         "run": [
-            "$@datalist or sys.exit('error: no image in ' + @dataset_dir + '; give --dataset_dir')",
+            "$@datalist or (print('error: no image in', @dataset_dir + '; give --dataset_dir', file=sys.stderr),"
+            " sys.exit(2))",
             "$@evaluator.run()",
         ],
         "scripts_importable": "$sys.path.insert(0, os.path.abspath(@bundle_root)) if @bundle_root != '.' else None",

@@ -169,7 +169,7 @@ def test_folder_without_images_ends_in_an_error(tmp_path):
     result = run_bundle(
         write_bundle(model(tmp_path, "enet"), tmp_path / "bundle"), tmp_path / "given", tmp_path / "out"
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"error: no image in {tmp_path / 'given'}; give --dataset_dir" in result.stderr
 
 
