@@ -138,7 +138,7 @@ def _text(module: str, names: set[str]) -> str:
 
 
 def _import_lines(module: str, used: set[str]) -> Iterator[str]:
-    """Yield the imports of what is used: those of other packages, then those of `scripts`, one line a module."""
+    """Yield the imports of what is used: those of other packages, then those of `scripts`, one line for each module."""
     source = _source(module)
     of_modules: dict[str, list[str]] = {}
     for name in sorted(used & source.imported.keys()):

@@ -250,13 +250,13 @@ def _checked_labels(labels: Mapping[Any, str], classes: int, where: str) -> dict
 
 
 def _checked_size(size: Any, network: nn.Module) -> int | list[int]:
-    """Return the size as plain numbers: one side for a network of images, three for one of volumes."""
+    """Return the size as plain numbers: one side for a 2D network, three for a 3D network."""
     if network.spatial_dims == 3:
         if not isinstance(size, Sequence) or len(size) != 3:
-            raise InputError(f"size of a network of volumes is {size!r}; give the three sides of its patches")
+            raise InputError(f"size of a 3D network is {size!r}; give the three sides of its patches")
         return [int(side) for side in size]
     if isinstance(size, Sequence):
-        raise InputError(f"size of a network of images is {size!r}; give the one side of its slices")
+        raise InputError(f"size of a 2D network is {size!r}; give the one side of its slices")
     return int(size)
 
 

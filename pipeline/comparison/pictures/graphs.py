@@ -204,7 +204,7 @@ def _case(dataset: Dataset, name: str) -> Case:
 
 
 def draw_graphs(views: Sequence[GraphView], image: Tensor, loss: GraphFlowLoss, flipped: bool) -> Figure:
-    """Draw a row a network: nodes over the image, the edges of both taps, their change as matrix and as chords.
+    """Draw a row for each network: nodes over the image, the edges of both taps, their change as matrix and as chords.
 
     Channels are in the order of a clustering of the first network's deep edges, in every row with as many channels.
 

@@ -83,7 +83,7 @@ class SliceDataset(TorchDataset):
         cache_dir: str | None = None,
     ) -> None:
         if not isinstance(size, int):
-            raise InputError(f"slices have one side, not {size}: to train a network of volumes, name volumes.yaml too")
+            raise InputError(f"slices have one side, not {size}: to train a 3D network, name volumes.yaml too")
         if not datalist:
             raise InputError("no case to take slices from; give a split with cases")
         self.size = size
