@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of pixels by how rare their class is in the batch, tempered between one vote a pixel and one vote a class."""
+"""Weights of pixels by the class: from equal weight for each pixel to equal weight for each class of the batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pixel_weights(classes: torch.Tensor, out_channels: int, balance: float) -> t
     Args:
         classes: (B, ...) integers from 0 to out_channels - 1.
         out_channels: number of classes K.
-        balance: from 0 to 1.
+        balance: from 0 (pixels count alike) to 1 (classes count alike).
 
     Returns:
         Weights of the shape of `classes`, float32, without a graph.
@@ -54,7 +54,7 @@ def known_classes(labels: torch.Tensor, teacher_logits: torch.Tensor) -> torch.T
     """Return the class of each pixel (B, ...): the label's, or the teacher's likeliest where there is no label.
 
     Args:
-        labels: (B, 1, ...); values that are no class 0 .. K - 1, such as -1, mean that nobody has labelled the pixel.
+        labels: (B, 1, ...); values outside 0 .. K - 1, such as -1, mean that the pixel has no label.
         teacher_logits: (B, K, ...).
     """
     classes = labels.squeeze(1).long()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs set against each other: students alone and with each method, beside their teacher."""
+"""Comparison of runs: students alone and with each method, and their teacher."""
 
 from pipeline.lazy_names import lazy_names
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How runs are set against each other: a teacher, students alone and students with each method."""
+"""The arms of a comparison: a teacher, students alone and students with each method."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pipeline.errors import InputError
 TEACHER = "teacher"
 METHOD = "method"
 FEW_SEEDS = 3
-# Settings of which users are told when arms differ in them; the others are what is compared.
+# Settings that should be equal: users get a note when arms differ in them. The other settings are what is compared.
 _MUST_AGREE = ("epochs", "size", "batch_size", "learning_rate", "weight_decay", "loss", "augmentation", "precision")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seeds alone; `role` is "teacher", "alone" (without a teacher) or "method"."""
+    """Runs that differ only in their seeds; `role` is "teacher", "alone" (without a teacher) or "method"."""
 
     role: str
     network: str
@@ -45,20 +45,20 @@ class Arm:
 
     @property
     def parts(self) -> tuple[Run, ...]:
-        """The runs that have a folder: of a cross-validation, each seed's folds."""
+        """The runs that have a folder: in a cross-validation, the folds of each seed."""
         return tuple(part for run in self.runs for part in run.parts)
 
     @property
     def validation(self) -> float:
-        """The metric by which the runs' checkpoints were chosen, the mean over seeds; NaN if any does not tell."""
+        """The metric by which the runs' checkpoints were chosen, the mean over seeds; NaN if any run lacks it."""
         return fmean(run.validation for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms on the same cases of one dataset: the teacher first, then of each student alone and its methods.
+    """Arms on the same cases of one dataset: first the teacher, then each student alone and with its methods.
 
-    `organs` is empty for slides; `notes` say what must be known to read the figures. `patients` are those of the cases,
+    `organs` is empty for slides; `notes` are needed to understand the figures. `patients` are those of the cases,
     in their order; empty where they are not known.
     """
 
@@ -82,7 +82,7 @@ class Comparison:
 
     @property
     def unit(self) -> str:
-        """What is drawn and tested as a whole: patients where some have several cases."""
+        """The unit of bootstrap and tests: patients, if some have several cases, else cases or images."""
         if len(set(self.patients)) < len(self.patients):
             return "patient"
         return "case" if self.kind == SCANS else "image"
@@ -92,7 +92,7 @@ class Comparison:
         return controls(self.arms, network)
 
     def control(self, network: str) -> Arm | None:
-        """Return the control that is best in validation, the first where they do not tell; None without any."""
+        """Return the control that is best in validation, the first if any lacks the metric; None without any."""
         return better_control(self.controls(network))
 
 
@@ -106,7 +106,7 @@ def controls(arms: Sequence[Arm], network: str) -> list[Arm]:
 
 
 def better_control(arms: Sequence[Arm]) -> Arm | None:
-    """Return the arm that is best in validation, the first where one does not tell; None of none."""
+    """Return the arm that is best in validation, the first if any lacks the metric; None without arms."""
     if any(math.isnan(arm.validation) for arm in arms):
         return arms[0]
     return max(arms, key=lambda arm: arm.validation, default=None)
@@ -115,8 +115,8 @@ def better_control(arms: Sequence[Arm]) -> Arm | None:
 def arrange(runs: Sequence[Run], title: str | None = None) -> Comparison:
     """Return the arms of some runs, and what must be said about them. Folds of a cross-validation count as one run.
 
-    A run whose model is another run's teacher is the teacher. Further runs of its network that taught nobody are left
-    out, and a note says so, unless that network is a student too.
+    A run whose model is another run's teacher is the teacher. Other runs of the teacher's network that taught no
+    student are left out, with a note, unless that network is a student too.
 
     Raises:
         InputError: nothing to compare, runs on other data or cases, several teachers' networks, or two runs of equal
@@ -207,9 +207,9 @@ def _arms(teachers: Sequence[Run], others: Sequence[Run]) -> tuple[Arm, ...]:
 
 
 def _method_order(run: Run) -> tuple[bool, bool, int, str]:
-    """Return where an arm comes: alone, other controls, single methods in the order of the catalogue, mixes.
+    """Return the sorting key of an arm: alone, other controls, single methods in the order of the catalogue, mixes.
 
-    A name that a user gave comes where the method does with whose name it begins, if any.
+    A name given by a user is sorted like the method whose name it begins with, if any.
     """
     label = run.method or ""
     places = [place for place, name in enumerate(METHODS) if re.match(rf"{name}([ _-]|$)", label)]

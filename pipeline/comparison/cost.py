@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs: parameters, multiply-adds of one image, and its latency on one thread of this CPU."""
+"""The cost of a network: parameters, multiply-adds of one image, and its latency on one thread of this CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BUDGET_SECONDS = 10.0
 class Cost:
     """Cost of one image of the size that the network was trained at, batch 1.
 
-    `multiply_adds` are those of convolutions and linear layers; `latency_ms_cpu_1thread` is a median of this machine.
+    `multiply_adds` are those of convolutions and linear layers; `latency_ms_cpu_1thread` is a median on this machine.
     """
 
     parameters: int

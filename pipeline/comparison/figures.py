@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw cases in one picture: a row a case, columns for the image, the label and each method's prediction.
+"""Draw cases in one picture: a row for each case, columns for the image, the label and each method's prediction.
 
 Scans and slides alike: `dataset.json` tells which they are.
 """

@@ -15,10 +15,10 @@ from pipeline.comparison.runs import Run, settings_label
 
 
 def pooled(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with those that differ in their patients alone put together, in order of appearance.
+    """Return the runs in order of appearance, with the folds of a cross-validation joined into one run.
 
-    Runs are folds of one where network, method, its settings and seed are the same, each has splits of its own (the
-    option `patients`), and no case was tested in two of them. Others stay as they are.
+    Runs are folds of one run if they have the same network, method, settings and seed, each has its own splits (the
+    option `patients`), and no case was tested in two of them. Other runs stay as they are.
     """
     groups: dict[object, list[Run]] = {}
     for run in runs:
@@ -33,7 +33,7 @@ def _are_folds(runs: Sequence[Run]) -> bool:
 
 
 def _pool(runs: Sequence[Run]) -> Run:
-    """Return folds as one run; what they have one of each, such as the folder, is the first's."""
+    """Return folds as one run; single values, such as the folder, are the first fold's."""
     # By their cases, so that the folds of a student and those of its teacher are in one order.
     folds = tuple(sorted(runs, key=lambda run: run.cases))
     epochs = round(fmean(run.epochs for run in folds))

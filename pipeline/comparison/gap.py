@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of the way from the student alone to its teacher a method goes, and whether there is a way to go."""
+"""The share of the gap between the student alone and its teacher that a method closes, and whether there is a gap."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.comparison.paired import Metric, PairedDraws
 class Gap:
     """The share of the gap between control and teacher that a method closes: 1 is as good as the teacher.
 
-    `share` and its bootstrap interval are NaN where there is no share to tell, and `note` says why; `is_none` where
-    that is because the teacher is not clearly better than the control.
+    `share` and its bootstrap interval are NaN if no share can be computed, and `note` says why. `is_none` is True if
+    the reason is that the teacher is not clearly better than the control.
     """
 
     share: float = math.nan
@@ -30,7 +30,7 @@ class Gap:
 def gap_closed(metric: Metric, method: Arm, control: Arm, teacher: Arm, draws: PairedDraws) -> Gap:
     """Return (method - control) / (teacher - control) of the means over seeds, negative where worse than the control.
 
-    There is no share of a gap that is not there or that may be chance.
+    No share is computed if there is no gap, or if the gap may be due to chance.
     """
     gap = draws.difference(metric, teacher, control)
     if not gap.value * metric.sign > 0:

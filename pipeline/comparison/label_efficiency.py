@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Students by how many labels they had: one comparison for each amount, and what they tell together."""
+"""Students by their number of labels: one comparison for each amount, and a summary of all."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class EfficiencyRow:
         student: the network of the panel, for a teacher that of its students.
         arm: whose figures these are.
         values: the main metric (Dice or mIoU) of each seed.
-        share_of_all: the mean as a share of the better control's with all labels; None where that is not there.
-        over_mean_teacher: the difference to the mean teacher of the same amount; None of controls and teachers.
-        over_control: likewise to the better control by validation that is no mean teacher.
+        share_of_all: the mean divided by that of the better control with all labels; None if there is no such run.
+        over_mean_teacher: difference to the mean teacher with the same amount; None for controls and teachers.
+        over_control: difference to the control that is best in validation and no mean teacher; None likewise.
     """
 
     amount: Amount

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differences of arms on the same cases: bootstrap intervals over whole patients and signed-rank tests.
 
-An arm's figure is the mean over its runs of what the report of each says. A draw takes the same patients for every run
-of every arm, so what makes a case hard for all of them cancels in a difference.
+An arm's figure is the mean of the figures in its runs' reports. A draw takes the same patients for every run of every
+arm. So the difficulty of a case, which is common to all arms, cancels in a difference.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MAIN_METRIC = {SCANS: "dice", SLIDES: "miou"}
 class Metric:
     """A figure by which arms are compared.
 
-    `name` begins its columns, `title` heads it in tables, rounded to `decimals`; `sign` is 1 where more is better and
-    -1 where less is. `drawn(run, weights)` returns it for each row of weights (draws, cases), and `by_case(run)` its
-    value in each case, (cases,), NaN where it does not apply.
+    `name` is the beginning of its columns, `title` its heading in tables, where it is rounded to `decimals`. `sign` is
+    1 if larger is better and -1 if smaller is. `drawn(run, weights)` returns it for each row of weights (draws, cases),
+    and `by_case(run)` its value in each case, (cases,), NaN where it does not apply.
     """
 
     name: str
@@ -55,8 +55,9 @@ class Metric:
 class Difference:
     """One arm minus another: the difference, its bootstrap interval over patients, and the test over patients.
 
-    `low` and `high` are NaN for fewer than two patients, `p` (two-sided, not corrected) where the test has too little
-    to go by; `pairs` is how many patients have a difference, `nonzero_pairs` how many of them one that is not 0.
+    `low` and `high` are NaN for fewer than two patients. `p` (two-sided, not corrected) is NaN if there are too few
+    differences for the test. `pairs` is the number of patients with a difference, `nonzero_pairs` the number of those
+    whose difference is not 0.
     """
 
     value: float
@@ -76,8 +77,9 @@ class PairedDraws:
     """Draws of the patients whose cases all arms share, and each arm's figures in them.
 
     Args:
-        cases: their number, two at least for intervals.
-        patients: of the cases, in their order: all cases of one are drawn, and tested, together. None: each is one.
+        cases: number of cases, at least two for intervals.
+        patients: the patient of each case, in order; all cases of a patient are drawn and tested together. None: each
+            case is a patient.
     """
 
     def __init__(self, cases: int, patients: Sequence[str] | None = None) -> None:
@@ -129,7 +131,7 @@ class PairedDraws:
 
 
 def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
-    # Arms that are equal must differ by 0, not by the 1e-17 that another order of adding leaves.
+    # Equal arms must differ by 0, not by the 1e-17 that another order of additions gives.
     drawn = np.round(drawn[~np.isnan(drawn)], 12)
     if not drawn.size:
         return math.nan, math.nan
@@ -145,8 +147,8 @@ def organ_table(run: Run, column: str) -> np.ndarray:
 def image_counts(run: Run) -> np.ndarray:
     """Return pixel counts (images, 4, K), background first: true and false positives, false and true negatives.
 
-    Of a single class those of the background follow from its own. Of several, only the number of pixels that are right
-    tells how many of the background are, which is the column `pixels_right`; `InputError` for a report without it.
+    With a single class, the counts of the background follow from those of the class. With several, they also need the
+    number of right pixels, which is the column `pixels_right`. Raises `InputError` for a report without it.
     """
     names = ("true_positive", "false_positive", "false_negative", "true_negative")
     classes = np.stack([organ_table(run, name) for name in names], axis=1)
@@ -167,7 +169,7 @@ def image_counts(run: Run) -> np.ndarray:
 
 
 def pooled_accuracy(counts: np.ndarray) -> np.ndarray:
-    """Return the share of pixels that are right, (...,), from counts (..., 4, K)."""
+    """Return the share of right pixels, (...,), from counts (..., 4, K)."""
     return counts[..., 0, :].sum(axis=-1) / counts[..., 0].sum(axis=-1)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished runs, as their folders tell of them."""
+"""Finished runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.comparison import run_files
 from pipeline.errors import InputError
 from pipeline.networks import NETWORKS, load_model
 
-BALANCED = "alone_balanced"  # who trains with --balance and gives no name means this control
+BALANCED = "alone_balanced"  # the name of a run with --balance and without a given name
 ALONE = "alone"
 _NAMES = {"mobile_unet": "Mobile U-Net"}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run with its report; a run is equal to itself alone.
+    """One finished run with its report; a run is only equal to itself.
 
     Attributes:
         path: the run's folder.
@@ -43,9 +43,9 @@ class Run:
         checkpoint: `model.pt`.
         tensorboard: folder of the event files; it need not exist.
         recipe: all settings of the training.
-        validation: the metric by which `checkpoint` was chosen; NaN where it does not tell.
+        validation: the metric by which `checkpoint` was chosen; NaN if it is not stored.
         last: the run as it was after its last epoch, with the report in `report_last`; None without one.
-        folds: the runs that this one is put together of; empty for a single one.
+        folds: the runs that were joined into this one; empty for a single run.
     """
 
     path: Path

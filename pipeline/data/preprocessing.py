@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to an image before a network sees it: one list of transforms for training, evaluation and inference.
+"""Preprocessing: one list of transforms of an image for training, evaluation and inference.
 
 A config lists them, `model.pt` keeps the list as plain data, and inference runs it again.
 """
@@ -46,13 +46,13 @@ class ScaleIntensityByRuled(MapTransform):
     """Scales an image to [0, 1] float32: a fixed window, or percentiles of the whole image.
 
     Equals MONAI's `ScaleIntensityRanged`, or `ScaleIntensityRangePercentilesd`, with b_min 0, b_max 1 and clip. It
-    needs one float32 copy of a volume where those make three, and takes percentiles as numpy does, whatever the size.
+    needs one float32 copy of a volume where those make three. Percentiles are numpy's, for volumes of any size.
 
     Args:
         keys: of the images.
         rule: "window", with `low` and `high` in raw units (HU for CT), or "percentiles", with both in percent.
-        low: the raw value, or its percentile, that becomes 0; what is lower becomes 0 too.
-        high: likewise for 1.
+        low: the raw value, or the percentile, that becomes 0; lower values become 0 too.
+        high: the raw value, or the percentile, that becomes 1; higher values become 1 too.
         allow_missing_keys: do nothing where a key is missing.
 
     Raises:
@@ -113,11 +113,11 @@ class Preprocessing(Compose):
             raise InputError(f"preprocessing: {cause}") from error
 
     def of_image(self, image: Tensor) -> Tensor:
-        """Return an image, (X, Y, Z) or (C, H, W) as its reader gives it, preprocessed; there is no label."""
+        """Return an image without a label, (X, Y, Z) or (C, H, W) as its reader gives it, preprocessed."""
         return self({IMAGE: image})[IMAGE]
 
     def to_own_grid(self) -> Compose:
-        """Return what brings label maps `pred` (1, ...) uint8 of an `image` to the grid that the image was read on.
+        """Return a transform that brings label maps `pred` (1, ...) uint8 to the grid on which `image` was read.
 
         MONAI inverts the transforms that the image records: turns and flips exactly, other spacings by the nearest
         voxel. For `postprocessing` of an evaluator.

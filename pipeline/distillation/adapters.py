@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters: what makes a student's feature maps comparable with a teacher's of other channels or another size."""
+"""Adapters: they bring a student's feature maps to the channels and size of a teacher's, to compare the two."""
 
 from __future__ import annotations
 

@@ -44,31 +44,33 @@ def build_distiller(
     """Return the distiller for one method or several.
 
     Args:
-        method: a key of `METHODS`, such as "graph_flow" or "kd", in place of `terms`; None takes those.
+        method: a key of `METHODS`, such as "graph_flow" or "kd", in place of `terms`; None takes `terms`.
         teacher: trained network with the attributes of `SegmentationNetwork`; None where no method needs one.
-        student: network to train, likewise, with as many axes and taps.
+        student: network to train, with the same attributes, and as many axes and taps.
         out_channels: K of both networks.
         total_steps: training steps of the whole run, for schedules.
         paraphrasers: trained (shallow, deep) paraphrasers, for the methods that compare paraphrased taps.
         preset: of graph_flow.
         settings: single settings of the method to change.
-        inferer: how a network is run on a batch, for the teacher.
-        size: side of the slices, checked against what the discriminator needs; sides of the patches of volumes.
+        inferer: runs the teacher on a batch.
+        size: side of the slices in pixels, or sides of the patches of 3D networks in voxels; checked against what the
+            discriminator needs.
         methods: several methods in place of `method`: name to weight, or to `{"weight", "start", "end", "ramp"}` (see
             `Schedule`; "share" in place of the weight) with settings of the method beside them. Terms of the same name
             get the method's before them.
         teacher_taps: dotted names of two or more modules of the teacher to compare, shallow to deep; by default its
             own `taps`.
         student_taps: the same of the student.
-        segmentation_loss: the run's, of logits against labels, for methods that train a network of their own.
-        learning_rate: of the run's optimizer, likewise.
-        weight_decay: likewise.
+        segmentation_loss: the run's loss of logits (B, K, ...) against labels (B, 1, ...), for methods that train a
+            network of their own.
+        learning_rate: of the run's optimizer, for the same methods.
+        weight_decay: of the run's optimizer, for the same methods.
         terms: the methods as a config lists them, see `chosen_terms`.
 
     Raises:
         InputError: an unknown name, setting or tap, a method that makes no sense for segmentation, paraphrasers that
-            are missing or belong to other networks, slices too small for the discriminator, a network of images with
-            one of volumes, or another number of taps of the student than of the teacher.
+            are missing or belong to other networks, slices too small for the discriminator, a 2D network with a 3D
+            one, or different numbers of taps of student and teacher.
     """
     wanted = chosen_terms(terms, method, methods, settings, preset)
     teacher = _stand_in(student, wanted) if teacher is None else teacher
@@ -105,7 +107,7 @@ def build_distiller(
 
 
 def _stand_in(student: nn.Module, wanted: Mapping[str, Term]) -> nn.Module:
-    """Return what stands where a teacher would, never run: its taps and channels fit. `InputError` if one is needed."""
+    """Return a placeholder for the teacher that is never run; `InputError` if a method needs a teacher."""
     lacking = [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
     if lacking:
         raise InputError(f"not given on the command line: --teacher, which {lacking[0]} learns from")

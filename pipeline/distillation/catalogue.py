@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method of distillation by name: what builds it for a pair of networks.
 
-Default weights are set by gradients, since the values of losses do not tell how strongly they pull. Each term was given
-a share of about 0.1 to 2 of the gradient of the labels' loss (`gradient_shares.py`), most of them 0.2 to 1; of two
-classes, the second term of dkd has none. Shares were measured with the weights of before, and a share grows with its
-weight. It is the median over three students at steps 0, 100 and 300, on CHAOS MR and on EBHI-Seg:
-`python -m benchmarks.gradient_shares --dataset D --teacher model.pt --steps 0,100,300`. `kd` is the exception: its 2.5
-and 1.4 belong to the form that was compared.
+Default weights are set by gradients, since the value of a loss does not tell how strongly it acts on the student. Each
+term was given a share of about 0.1 to 2 of the gradient of the segmentation loss (`gradient_shares.py`), most of them
+0.2 to 1. With two classes, the second term of dkd has no gradient. The shares were measured with earlier weights, and
+a share grows with its weight. They are medians over three students at steps 0, 100 and 300, on CHAOS MR and on
+EBHI-Seg: `python -m benchmarks.gradient_shares --dataset D --teacher model.pt --steps 0,100,300`. `kd` is the
+exception: its shares of 2.5 and 1.4 belong to the form that was compared.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from pipeline.distillation.methods.sobolev import SobolevTraining
 from pipeline.distillation.methods.sp import SimilarityPreserving
 from pipeline.distillation.methods.vid import VariationalInformation
 
-# A builder takes a `NetworkPair`, then settings as keywords, which users may give: most are the method's class itself.
+# A builder takes a `NetworkPair`, then settings as keywords, which users may give. Most are the method's class itself.
 METHODS: dict[str, Callable[..., Any]] = {
     "graph_flow": build_graph_flow,
     "coco": build_coco,

@@ -12,10 +12,10 @@ SMALLEST = 64
 
 
 class SelfAttention(nn.Module):
-    """Every position of a map looks at every other; the answer is added with a learned weight that starts at 0.
+    """Self-attention over all positions of a map, added to it with a learned weight that starts at 0.
 
-    (B, C, H, W) -> (B, C, H, W). Written out as matrix products: the gradient penalty differentiates twice, which fused
-    attention cannot do. Memory grows with (H W)^2.
+    (B, C, H, W) -> (B, C, H, W). It is written as matrix products: the gradient penalty differentiates twice, which
+    fused attention cannot do. Memory grows with (H W)^2.
     """
 
     def __init__(self, channels: int) -> None:
@@ -25,7 +25,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the map with the attended values added."""
+        """Return the map (B, C, H, W) with the attended values added."""
         query, key, value = (part(features).flatten(2) for part in (self.query, self.key, self.value))
         attention = torch.bmm(query.transpose(1, 2), key).softmax(dim=-1)
         attended = torch.bmm(value, attention.transpose(1, 2)).view_as(features)
@@ -36,8 +36,8 @@ class Discriminator(nn.Module):
     """Scores logits patch by patch (Zou et al., IEEE TMI 2022; in the manner of self-attention GANs).
 
     Logits (B, in_channels, H, W), squashed by tanh, -> scores (B, 1, H / 16 - 3, W / 16 - 3), rounded down: 13 x 13 at
-    256, 11 x 11 at 224. All convolutions but the attention's and the last have spectral norm, whose estimate takes one
-    step in each forward pass in training mode.
+    256, 11 x 11 at 224. All convolutions but the attention's and the last have spectral norm. Its estimate is
+    updated once in each forward pass in training mode.
 
     Args:
         in_channels: number of classes K.
@@ -57,7 +57,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Return the map of scores. Raises `ValueError` for logits below 64 x 64."""
+        """Return the scores (B, 1, h, w) of logits (B, K, H, W); `ValueError` for logits below 64 x 64 pixels."""
         if min(logits.shape[-2:]) < SMALLEST:
             raise ValueError(
                 f"the discriminator takes logits of {SMALLEST} x {SMALLEST} or more, not {tuple(logits.shape)}"

@@ -22,16 +22,16 @@ class Distiller(nn.Module):
     a part of this module, so that neither its state nor its mode is touched here.
 
     Args:
-        teacher: trained network; `taps` of it are read unless `teacher_taps` names others.
-        student: the network in training; likewise.
+        teacher: trained network; its `taps` are read unless `teacher_taps` names others.
+        student: the network in training; its `taps` are read unless `student_taps` names others.
         methods: the methods by name; terms of two methods must not share a name.
         teacher_taps: dotted module names, shallow to deep.
         student_taps: the same of the student.
-        inferer: how the teacher is run on a batch, default a plain call; use the trainer's, which pads.
-        schedules: when each method counts, by its name; always, by default. A method does not run while it does not.
+        inferer: runs the teacher on a batch, by default a plain call; use the trainer's, which pads.
+        schedules: when each method counts, by its name; by default always. Outside its schedule a method does not run.
         total_steps: training steps of the whole run, for the schedules.
-        groups: which methods hold a share of the gradient together, a name of the group for each; by default each
-            method is its own. Methods of a group have one schedule.
+        groups: method name to group name; the methods of a group hold one share of the gradient together and have one
+            schedule. By default each method is its own group.
 
     Raises:
         ValueError: two methods name the same term.
@@ -82,10 +82,10 @@ class Distiller(nn.Module):
 
         Args:
             images: (B, C, H, W), what the teacher sees.
-            labels: (B, 1, H, W), of what the student saw.
+            labels: (B, 1, H, W), for the student's images.
             student_logits: (B, K, H, W), with its graph.
-            student_images: what the student saw; None for the same.
-            cut: applied to the teacher's maps, where the student's images were cut so.
+            student_images: (B, C, H, W), what the student saw; None for the same.
+            cut: applied to the teacher's maps (B, ...), where rectangles of the student's images were exchanged.
         """
         student_images = images if student_images is None else student_images
         student = Tapped(self._student_taps.take(), student_logits, student_images).full_precision()
@@ -102,7 +102,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def _teacher_view(self, images: torch.Tensor, student_logits: torch.Tensor, cut: Callable | None) -> Tapped:
-        """Return what the teacher makes of the images; where no method needs it, nothing in place of its maps."""
+        """Return the teacher's view of the images; without maps and with zero logits where no method needs it."""
         if not any(method.needs_teacher for method in self._running().values()):
             return Tapped((), torch.zeros_like(student_logits), images, cut)
         logits = self._inferer(images, self.teacher)
@@ -112,7 +112,7 @@ class Distiller(nn.Module):
         return Tapped(features, logits, images, cut)
 
     def weighted(self, terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the terms by their methods' weights, where the run is in the schedules, and the shares to hold."""
+        """Return each scalar term times its weight, its schedule's factor at this step and the factor of its share."""
         factors = {
             term: self._schedules[name].factor(self._progress) * self.shares.factor(self.groups[name])
             for name, method in self.methods.items()
@@ -121,18 +121,18 @@ class Distiller(nn.Module):
         return {name: factors[name] * self.weights[name] * term for name, term in terms.items()}
 
     def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the sum of the weighted terms."""
+        """Return the sum of the weighted terms, a scalar."""
         zero = torch.zeros((), device=next(iter(self.teacher.parameters())).device)
         return sum(self.weighted(terms).values(), start=zero)
 
     def follow_shares(
         self, terms: Mapping[str, torch.Tensor], segmentation: torch.Tensor, parameters: Sequence[nn.Parameter]
     ) -> None:
-        """Let the methods that hold a share of the gradient know this step's; before `weighted`, collective.
+        """Measure the gradients of the methods that hold a share; call it before `weighted`, in all processes.
 
         Args:
-            terms: of the last forward pass, unweighted.
-            segmentation: the segmentation loss of the same pass.
+            terms: unweighted scalar terms of the last forward pass.
+            segmentation: the segmentation loss of the same pass, a scalar.
             parameters: the student's.
         """
         losses: dict[str, torch.Tensor] = {}
@@ -154,11 +154,11 @@ class Distiller(nn.Module):
         }
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the methods that the student's optimizer trains beside the student."""
+        """Return the parameters of the methods (adapters) that the student's optimizer trains too."""
         return [parameter for method in self.methods.values() for parameter in method.adapter_parameters()]
 
     def after_step(self) -> dict[str, torch.Tensor]:
-        """Let each method update what it trains itself, on the views of the last forward pass; return what to log."""
+        """Let each method train its own networks on the views of the last forward pass; return scalars to log."""
         if self._views is None:
             return {}
         student, teacher = self._views

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How strongly a loss pulls at the student beside the labels: its gradient as a share of the segmentation loss's.
+"""How strongly a loss acts on the student: the length of its gradient as a share of the segmentation loss's.
 
-The value of a loss says nothing of that. With g the gradient with respect to all of the student's parameters, flat,
+The value of a loss does not tell that. With g the gradient by all of the student's parameters as one vector,
 
-    share(L) = |g(L)| / |g(segmentation)|,   both of the batch of all processes
+    share(L) = |g(L)| / |g(segmentation)|,   both for the batch of all processes
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import nn
 
 from pipeline.processes.distributed import averaged
 
-# A method is measured in its first steps and in each so-manieth after them; a measurement costs a backward pass.
+# A method is measured in each of its FIRST steps, then in every INTERVAL-th; a measurement costs a backward pass.
 FIRST, INTERVAL = 10, 10
-# How much of the running estimate a new measurement makes: a tenth of it each ten steps forgets in about a hundred.
+# Weight of a new measurement in the running estimate: with a tenth every ten steps, it forgets in about a hundred.
 RATE = 0.1
 
 
@@ -28,7 +28,7 @@ def gradient_shares(
 ) -> dict[str, torch.Tensor]:
     """Return the share of each loss by its name, scalars without a graph; collective.
 
-    The graphs stay, and no `grad` of a parameter is touched. A loss that does not reach the student has 0.
+    Graphs are kept, and no `grad` of a parameter is changed. A loss that does not depend on the student has share 0.
 
     Args:
         losses: weighted, scalars.
@@ -41,7 +41,8 @@ def gradient_shares(
 
 def _gradient(loss: torch.Tensor, segmentation: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
     """Return the gradient of `loss`, flat, the mean over processes."""
-    # Nought times segmentation leads all processes through the whole student: its batch normalisation waits for all.
+    # Adding zero times the segmentation loss runs backward through the whole student in every process: synchronised
+    # batch normalisation waits for all of them.
     found = torch.autograd.grad(loss + 0 * segmentation, parameters, retain_graph=True, materialize_grads=True)
     return averaged({"gradient": torch.cat([gradient.flatten() for gradient in found])})["gradient"]
 
@@ -49,11 +50,11 @@ def _gradient(loss: torch.Tensor, segmentation: torch.Tensor, parameters: Sequen
 class GradientShares:
     """Holds the gradients of methods at chosen shares, by a factor on each method's loss.
 
-    The factor is the wanted share over a running estimate of what the loss has without it: the geometric mean of the
-    first measurements, then an exponential one.
+    The factor is the wanted share, divided by a running estimate of the share without a factor. The estimate is the
+    geometric mean of the first measurements, then an exponential moving mean of their logarithms.
 
     Args:
-        wanted: share of each method that is held at one, by its name.
+        wanted: the share to hold, by the name of the method; other methods are left alone.
     """
 
     def __init__(self, wanted: Mapping[str, float]) -> None:
@@ -73,9 +74,9 @@ class GradientShares:
         """Count a step of the methods and measure those whose turn it is; collective.
 
         Args:
-            losses: of each method that counts at this step, without its factor.
-            segmentation: see `gradient_shares`.
-            parameters: likewise.
+            losses: scalar loss of each method that counts at this step, without its factor.
+            segmentation: the segmentation loss, a scalar, as in `gradient_shares`.
+            parameters: the student's, as in `gradient_shares`.
         """
         due = {name: loss for name, loss in losses.items() if self._is_due(name)}
         for name in losses:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every distillation method is: a module that compares what the student and the teacher made of one batch."""
+"""The base of every distillation method: a module that compares the student's and the teacher's outputs of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.processes.global_batch import gather_batch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return half precision as float32; float32 and float64 stay."""
+    """Return a tensor of any shape, half precision as float32; float32 and float64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -27,9 +27,9 @@ class Tapped:
     Attributes:
         features: tapped feature maps, shallow to deep, each (B, C, h, w) or (B, C, d, h, w).
         logits: (B, K, H, W) or (B, K, D, H, W), no softmax.
-        images: what the network saw, (B, C, H, W) or (B, C, D, H, W); None where nobody keeps it.
-        cut: the rectangles that a strong view gave the student's images, and the teacher's features and logits with
-            them, but not the teacher's images; None for none.
+        images: what the network saw, (B, C, H, W) or (B, C, D, H, W); None where it is not kept.
+        cut: the rectangles that a strong view exchanged between images of the batch, or None. The student's images and
+            the teacher's features and logits are cut, but the teacher's images are not.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -52,7 +52,7 @@ class Tapped:
 
 
 def of_all_processes(part: Any) -> Any:
-    """Return a view or a tensor (B, ...) of the batch of all processes from that of this one; collective."""
+    """Join a view or a tensor (B, ...) of this process with those of all others along the batch; collective."""
     if isinstance(part, Tapped):
         images = None if part.images is None else gather_batch(part.images)
         return Tapped(tuple(map(gather_batch, part.features)), gather_batch(part.logits), images)
@@ -76,10 +76,10 @@ class NetworkPair:
         out_channels: number of classes K of both.
         total_steps: training steps of the whole run, for schedules.
         paraphrasers: trained (shallow, deep) paraphrasers of the teacher's taps, or None.
-        size: side of the images, None if unknown.
+        size: side of the images in pixels, None if unknown.
         spatial_dims: 2 for images, 3 for volumes.
-        inferer: how a network is run on a batch: `inferer(images, network)`.
-        segmentation_loss: the run's, of logits (B, K, ...) against labels (B, 1, ...).
+        inferer: runs a network on a batch: `inferer(images, network)`.
+        segmentation_loss: the run's loss of logits (B, K, ...) against labels (B, 1, ...).
         learning_rate: of the run's optimizer at the start.
         weight_decay: of the run's optimizer.
     """
@@ -106,13 +106,13 @@ class DistillationMethod(nn.Module):
     the terms that come back. Parts that learn beside the student (adapters) belong to `adapter_parameters` and are
     trained by its optimizer; parts that it must not touch (a discriminator) are updated in `after_step`.
 
-    Several processes each call it on their share of the batch and average what comes of it. That is one process's step
-    where terms are means over images. A method that relates images or sums over them says `needs_global_batch = True`:
-    each process then calls it on the batch of all. One that compares the student with something else than the teacher
-    says `needs_teacher = False`; where no method needs it, the teacher does not run.
+    Each of several processes calls it on its share of the batch, and the results are averaged. This equals the step of
+    one process if the terms are means over images. A method that relates images or sums over them sets
+    `needs_global_batch = True`; each process then calls it on the batch of all. A method that compares the student with
+    something other than the teacher sets `needs_teacher = False`. If no method needs the teacher, it does not run.
 
-    Items without a label have `pipeline.unlabelled.UNLABELLED` in `labels`. A method that goes by classes takes the
-    teacher's likeliest there (`pipeline.class_balance.known_classes`).
+    Items without a label have `pipeline.unlabelled.UNLABELLED` in `labels`. A method that needs the class of a pixel
+    takes the teacher's likeliest class there (`pipeline.class_balance.known_classes`).
     """
 
     needs_global_batch: bool = False
@@ -134,11 +134,17 @@ class DistillationMethod(nn.Module):
         self.prefix = prefix
 
     def named_terms(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms of `forward` by the names in `weights`."""
+        """Return the scalar terms of `forward`, under the names in `weights`."""
         return {self.prefix + term: value for term, value in self(student, teacher, labels).items()}
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the unweighted scalar terms by name; `labels` is (B, 1, H, W)."""
+        """Return the unweighted terms by name, each a scalar.
+
+        Args:
+            student: the student's feature maps (B, c, h, w) and logits (B, K, H, W), with their graph.
+            teacher: those of the teacher, without a graph.
+            labels: (B, 1, H, W); with 3D networks all have a depth axis before H.
+        """
         raise NotImplementedError
 
     def adapter_parameters(self) -> list[nn.Parameter]:
@@ -146,7 +152,7 @@ class DistillationMethod(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
-        """Update what the method itself trains, after the student's step; return scalars to log."""
+        """Train the method's own networks, after the student's step; return scalars to log."""
         return {}
 
     def training_state(self) -> dict[str, Any]:

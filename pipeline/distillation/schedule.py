@@ -18,9 +18,9 @@ class Schedule:
     """A factor on all terms of a method: `weight` between two shares of the run, 0 outside.
 
     `start` and `end` are shares of all training steps. Within `ramp` of the run after `start` the factor rises linearly
-    from 0. `share`, in place of a weight, is what the norm of the gradient of all terms together shall be, as a share
-    of the segmentation loss's (see `gradient_shares`); the ramp multiplies it as it does a weight. Raises `InputError`
-    for a negative number and for shares of the run that are not in order within [0, 1].
+    from 0. `share` takes the place of a weight: the length of the gradient of all terms together, as a share of the
+    segmentation loss's (see `gradient_shares`); the ramp multiplies it like a weight. Raises `InputError` for a
+    negative number and for shares of the run that are not in order within [0, 1].
     """
 
     weight: float = 1.0

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 class FeatureTaps:
     """Keeps the output of the named modules of a network during each forward pass, by forward hooks.
 
-    Hooks leave `forward` returning logits alone, so that any third-party network can be teacher or student.
+    With hooks, `forward` still returns only logits, so that any third-party network can be teacher or student.
     A wrapper that holds the network as `.module` (DistributedDataParallel) is looked through.
 
     Args:
@@ -44,7 +44,7 @@ class FeatureTaps:
         return keep
 
     def take(self) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the last forward pass and forget them, so that no pass is ever read twice.
+        """Return the outputs of the last forward pass, each (B, c, h, w) or (B, c, d, h, w), and forget them.
 
         Raises:
             RuntimeError: a tapped module did not run since the last call.

@@ -65,8 +65,8 @@ def score_pairs(
 ) -> tuple[list[Any], list[dict[str, Any]]]:
     """Return the score rows of all cases and their entries in the summary.
 
-    Raises one `InputError` that tells of every case that cannot be scored: unreadable, on another grid than its label,
-    or with values that name no organ.
+    Raises one `InputError` that lists every case that cannot be scored: unreadable, on another grid than its label, or
+    with values that name no organ.
     """
     scores: list[Any] = []
     cases: list[dict[str, Any]] = []

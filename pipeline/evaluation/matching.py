@@ -13,7 +13,7 @@ from pipeline.data.scans.volumes import SUFFIXES, scan_suffix
 from pipeline.errors import InputError
 from pipeline.evaluation.mask_files import MASK_SUFFIXES, is_overview, mask_suffix
 
-# For each kind of dataset, what tells the suffix of a label map (None for another file), and all that it knows.
+# For each kind of dataset, the function that gives the suffix of a label map (None for another file), and all suffixes.
 _FORMATS: dict[str, tuple[Callable[[Path], str | None], tuple[str, ...]]] = {
     SCANS: (scan_suffix, SUFFIXES),
     SLIDES: (mask_suffix, MASK_SUFFIXES),
@@ -41,10 +41,10 @@ class Matching:
 def match_cases(predictions: Path, labels: Path, allow_missing: bool = False, kind: str = SCANS) -> Matching:
     """Match label maps of two folders by case id; two files are a pair whatever their names.
 
-    `kind` is "scans" or "slides". Of scans, nnU-Net's `_0000` and Slicer's `.seg` at the end of a name do not count:
-    see `match_names`. Files of other formats and hidden files are passed over. Raises `InputError` for a path that
-    does not exist, a folder without label maps, one id twice in a folder, one file on both sides, nothing in common,
-    and, unless `allow_missing`, for cases that have one of the two files alone, all of them listed.
+    `kind` is "scans" or "slides". For scans, nnU-Net's `_0000` and Slicer's `.seg` at the end of a name are ignored,
+    see `match_names`. Files of other formats and hidden files are skipped. Raises `InputError` for a path that does not
+    exist, a folder without label maps, one id twice in a folder, one file on both sides, nothing in common, and, unless
+    `allow_missing`, for cases that have only one of the two files; the message lists all of them.
     """
     predicted, labelled = _files(predictions, kind), _files(labels, kind)
     if predictions.is_file() and labels.is_file():

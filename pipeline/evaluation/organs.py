@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the values of label maps stand for when finished masks are scored: a list, any `dataset.json`, or numbers."""
+"""Names of label values when finished masks are scored: from a list, any `dataset.json`, or the numbers themselves."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pipeline.errors import InputError
 class ScoredOrgans:
     """Names of label values, and what else a `dataset.json` says about them.
 
-    `organs`: value to name, without the background; None where the labels themselves are to tell. `kind`: "scans" or
-    "slides". `spacing_known`: False where a dataset kept no voxel size. `dataset`: its name, if there is one.
+    `organs`: value to name, without the background; None if they are to be read from the label files. `kind`: "scans"
+    or "slides". `spacing_known`: False if the dataset has no voxel size. `dataset`: its name, if there is one.
     """
 
     organs: dict[int, str] | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlap of two label maps: one confusion matrix a volume, from which Dice, IoU and volumes follow."""
+"""Overlap of two label maps: one confusion matrix for each volume, from which Dice, IoU and volumes follow."""
 
 from __future__ import annotations
 
@@ -36,12 +36,15 @@ def confusion_matrix(prediction: np.ndarray, label: np.ndarray, classes: int) ->
 
 
 def dice(matrix: np.ndarray) -> np.ndarray:
-    """Return the Dice of each class, (classes,) float: 0 where only one side has the class, NaN where neither has."""
+    """Return the Dice of each class, (classes,) float, from a confusion matrix (classes, classes).
+
+    It is 0 where only one side has the class and NaN where neither has.
+    """
     return ratio(2 * np.diagonal(matrix), label_voxels(matrix) + prediction_voxels(matrix))
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
-    """Return intersection over union of each class, (classes,) float: 0 and NaN as for `dice`."""
+    """Return intersection over union of each class, (classes,) float; 0 and NaN as for `dice`."""
     intersection = np.diagonal(matrix)
     return ratio(intersection, label_voxels(matrix) + prediction_voxels(matrix) - intersection)
 

@@ -25,13 +25,13 @@ _DESCRIBED = ("checkpoint", "predictions", "labels", "missing_predictions", "pre
 _DESCRIBED += ("versions", "machine")
 _COUNTS = 1 + len(STATUSES)  # columns: cases, and those of each status
 _MOST_WEAK, _MOST_CASES = 10, 100
-# Of more cases, those of evenly spaced ranks are drawn: the picture is the same, and the page stays small.
+# With more cases, those of evenly spaced ranks are drawn: the picture looks the same, and the page stays small.
 _MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
 class Nouns:
-    """What the page calls what was scored."""
+    """The page's words for cases and classes of scans or slides."""
 
     case: str
     cases: str
@@ -55,7 +55,7 @@ def page_html(protocol: Protocol, scores: Sequence[Any], rows: Sequence[Any], de
     """Return the page of a report as text.
 
     Args:
-        protocol: by which the cases were scored.
+        protocol: the one by which the cases were scored.
         scores: rows of all cases, sorted by case and label value.
         rows: the summary rows, the mean last.
         description: as in `summary.json`: dataset, command, versions, machine, as far as they are known.
@@ -77,7 +77,7 @@ def page_html(protocol: Protocol, scores: Sequence[Any], rows: Sequence[Any], de
 
 
 def _figures_first(table: ShownTable) -> ShownTable:
-    """Return the table with its counts last: a telephone shows the first columns."""
+    """Return the table with its counts last: a phone shows only the first columns."""
 
     def turned(cells: tuple[str, ...]) -> tuple[str, ...]:
         """Return a row with its name, the figures, and then the counts."""
@@ -111,7 +111,7 @@ def _verdict(mean: Any, organs: Sequence[Sequence[Any]], nouns: Nouns) -> str:
 def _strip(scores: Sequence[Any]) -> DiceStrip:
     ranked = sorted((score.dice, score.case) for score in scores if not math.isnan(score.dice))
     kept = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), _MOST_POINTS)).round().astype(int))
-    # Multiples of the golden section never bunch up.
+    # Multiples of the golden section spread evenly for any number of points.
     points = tuple((ranked[index][1], ranked[index][0], float(index * 0.618034 % 1)) for index in kept)
     return DiceStrip(_organ(scores[0]), points, float(np.median(_dice(scores))) if ranked else math.nan)
 

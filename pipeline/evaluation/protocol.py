@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation protocol is: how one case is scored, all cases summarised, and the report written."""
+"""An evaluation protocol: how one case is scored, how all cases are summarised, and how the report is written."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Protocol:
     """How cases are scored and classes summarised, and what the files and their columns are called.
 
     `score(case, prediction, label, organs, spacing_mm)` returns score rows with `case` and `label`; `summarise(rows)`
-    returns `summary_row`s with the row `mean` last, which `shown(summary rows)` makes a table of. `pooled(rows,
-    summary rows)`, where there is one, returns the figures of all cases together, for `summary.json`. `kind` is what
-    the protocol is for, "scans" or "slides". The tables are `files` (cases, classes); `suffix` is part of every file
-    name. `definitions` explains the figures in the summary.
+    returns `summary_row`s with the row `mean` last; `shown(summary rows)` turns them into a table. `pooled(rows,
+    summary rows)`, if there is one, returns the figures of all cases together, for `summary.json`. `kind` is what the
+    protocol is for, "scans" or "slides". The tables are `files` (cases, classes); `suffix` is part of every file name.
+    `definitions` explains the figures in the summary.
     """
 
     name: str

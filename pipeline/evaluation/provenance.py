@@ -46,7 +46,7 @@ def describe_run(
 def describe_case(case: str, shape: tuple[int, ...], spacing_mm: Spacing | None, **seconds: float) -> dict[str, Any]:
     """Return a case's entry in the summary: shape, spacing and the seconds of each step.
 
-    Where axes don't meet at right angles, `steps_mm` has the step along each of them, column by column.
+    Where axes are not at right angles, `steps_mm` is a matrix whose columns are the steps in mm along each axis.
     """
     spacing = None if spacing_mm is None else check_spacing(spacing_mm, len(shape))
     lengths = spacing if spacing is None or spacing.ndim == 1 else np.linalg.norm(spacing, axis=0)
@@ -60,5 +60,5 @@ def describe_case(case: str, shape: tuple[int, ...], spacing_mm: Spacing | None,
 
 
 def json_number(value: float | None) -> float | None:
-    """Return a number for JSON: None for inf and NaN, which JSON cannot hold; counts beside it tell the two apart."""
+    """Return a number for JSON: None for inf and NaN, which JSON cannot hold; the counts in the file tell which."""
     return value if value is None or math.isfinite(value) else None

@@ -94,7 +94,7 @@ def _write_together(texts: Mapping[Path, str]) -> None:
 def refuse_older_report(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Raise `InputError` if the folder holds a report already, unless it is to be overwritten.
 
-    A new report of another checkpoint beside files of an old one (another protocol, other predictions) misleads.
+    Files of an old report (another protocol, other predictions) would otherwise stand beside those of a new one.
     """
     older = sorted(path.name for path in Path(folder).glob("summary*.json"))
     if older and not overwrite:

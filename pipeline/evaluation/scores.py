@@ -25,9 +25,9 @@ _ML_PER_MM3 = 1e-3
 class OrganScore:
     """One organ of one case.
 
-    `status` is `ok` (both sides have the organ), `missed` (the label alone), `false_positive` (the prediction alone) or
-    `absent` (neither). Dice and IoU are 0 for a missed or invented organ and NaN for an absent one; distances are inf
-    and NaN there, and `hd95_penalised_mm` is the diagonal of the volume instead of inf.
+    `status` is `ok` (label and prediction have the organ), `missed` (only the label has it), `false_positive` (only the
+    prediction) or `absent` (neither). For a missed or invented organ, Dice and IoU are 0, distances are inf, and
+    `hd95_penalised_mm` is the diagonal of the volume in mm. For an absent organ, all of these are NaN.
     """
 
     case: str
@@ -53,10 +53,10 @@ def score_case(
 ) -> list[OrganScore]:
     """Score every organ of one case, in the order of their label values.
 
-    `prediction` and `label` are unsigned integer label maps of one shape, 2D or 3D, 0 the background; `organs` names
-    their other values; `spacing_mm` has a length or a step for each axis, as `surface` takes them. With
-    `spacing_mm=None`, the voxel size is unknown, and what needs it (distances, volumes) is NaN; volumes also are for 2D
-    images. Raises `InputError` for values that `organs` does not name and for maps on different grids.
+    `prediction` and `label` are unsigned integer label maps of one shape, (x, y, z) or (H, W), 0 the background.
+    `organs` names their other values. `spacing_mm` has a length or a step for each axis, see `surface`. With
+    `spacing_mm=None` the voxel size is unknown, and distances and volumes are NaN. Volumes are NaN for 2D images too.
+    Raises `InputError` for values that `organs` does not name and for maps on different grids.
     """
     matrix = organ_matrix(prediction, label, organs)
     values = sorted(organs)
@@ -85,14 +85,17 @@ def score_case(
 
 
 def status_of(prediction_voxels: int, label_voxels: int) -> str:
-    """Return the status of an organ with so many voxels on each side."""
+    """Return the status of an organ by its numbers of voxels in prediction and label."""
     if label_voxels:
         return OK if prediction_voxels else MISSED
     return FALSE_POSITIVE if prediction_voxels else ABSENT
 
 
 def organ_matrix(prediction: np.ndarray, label: np.ndarray, organs: Mapping[int, str]) -> np.ndarray:
-    """Return the confusion matrix of a case; `InputError` for values that are neither 0 nor named in `organs`."""
+    """Return the confusion matrix (K, K) of two label maps of one shape, K the largest value of `organs` + 1.
+
+    Raises `InputError` for values that are neither 0 nor named in `organs`.
+    """
     if not organs or min(organs) < 1:
         raise InputError(f"organs are {dict(organs)}; name one label value from 1 on at least")
     matrix = overlap.confusion_matrix(prediction, label, max(organs) + 1)

@@ -10,15 +10,15 @@ from numpy.typing import ArrayLike
 
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 0
-# Of five differences even the clearest has p = 2 / 2**5 = 0.0625.
+# With five differences, the smallest possible p is 2 / 2**5 = 0.0625.
 FEWEST_FOR_WILCOXON = 6
 
 
 def macro_mean(values: ArrayLike) -> float:
     """Return the mean over organs of the mean over cases.
 
-    `values` is (cases, organs) float, NaN where an organ does not apply to a case. Such pairs are left out, and so is
-    an organ that applies to no case; NaN if nothing is left. Callers report how many pairs counted.
+    `values` is (cases, organs) float, NaN where an organ does not apply to a case. These pairs are left out, and so is
+    an organ that applies to no case. The mean is NaN if nothing is left. Callers report how many pairs counted.
     """
     table = np.asarray(values, dtype=np.float64)
     return float(weighted_macro_means(np.ones((1, len(table))), table)[0])
@@ -34,8 +34,8 @@ def bootstrap_ci(
     """Return the percentile bootstrap interval of the mean over cases: (low, high).
 
     `values` is (cases,) or (cases, organs) float, NaN where not applicable; for a table the statistic is `macro_mean`,
-    and whole cases are drawn, since the organs of one patient are not independent. The draw depends on `seed` and the
-    number of cases alone. (NaN, NaN) for fewer than two cases that apply: one case says nothing about the spread.
+    and whole cases are drawn, since the organs of one patient are not independent. The draw depends only on `seed` and
+    the number of cases. Returns (NaN, NaN) for fewer than two cases: one case tells nothing about the spread.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     table = np.asarray(values, dtype=np.float64)
@@ -49,9 +49,9 @@ def bootstrap_ci(
 
 
 def draw_cases(cases: int, resamples: int = BOOTSTRAP_RESAMPLES, seed: int = BOOTSTRAP_SEED) -> np.ndarray:
-    """Return how often each case is drawn, (resamples, cases) float64: as many as there are, with replacement.
+    """Return how often each case is drawn, (resamples, cases) float64; a resample has `cases` draws with replacement.
 
-    The draws depend on the number of cases and the seed alone, so that two arms get the same ones.
+    The draws depend only on the number of cases and the seed, so that two arms get the same ones.
     """
     return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
 
@@ -62,24 +62,24 @@ def weighted_macro_means(weights: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def mean_of_occurring(figures: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the mean over an axis, such as that of the classes, of the figures that are not NaN; NaN if all are."""
+    """Return the mean of the figures that are not NaN over an axis, (..., K) to (...,) by default; NaN if all are."""
     return ratio(np.nansum(figures, axis=axis), np.count_nonzero(~np.isnan(figures), axis=axis))
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return the quotient, NaN where the denominator is 0."""
+    """Return the quotient of two arrays of one shape, NaN where the denominator is 0."""
     undefined = np.full(np.shape(denominator), np.nan)
     return np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) > 0)
 
 
 def wilcoxon_p(differences: ArrayLike) -> float:
-    """Return the two-sided p of the Wilcoxon signed-rank test that paired `differences` (cases,) lie about 0.
+    """Return the two-sided p of the Wilcoxon signed-rank test whether paired `differences` (cases,) are around 0.
 
-    NaN (a case that does not apply) and 0 (Wilcoxon's own rule) are left out. NaN for fewer than six that are left,
-    which can never reach 0.05: there is nothing to learn from such a number.
+    NaN (a case that does not apply) and 0 (Wilcoxon's own rule) are left out. Returns NaN if fewer than six are left,
+    since p could then never be below 0.05.
     Source: Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
     """
-    # Tables hold six decimals; equal differences must stay equal in spite of binary fractions.
+    # Tables hold six decimals; rounding keeps equal differences equal in spite of binary fractions.
     rounded = np.round(np.asarray(differences, dtype=np.float64), 9)
     nonzero = rounded[~np.isnan(rounded) & (rounded != 0)]
     from scipy import stats  # here: it takes a second, for which --help must not wait
@@ -88,7 +88,7 @@ def wilcoxon_p(differences: ArrayLike) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in the same order; NaN stays and does not count.
+    """Return p-values corrected for their number, in the same order; NaN stays NaN and does not count.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
     """

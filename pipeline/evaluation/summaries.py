@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row an organ over all cases, and the mean of the organs: what a results table shows."""
+"""The rows of a results table: one for each organ over all cases, and the mean of the organs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ MEAN_ROW = "mean"
 class OrganSummary:
     """One organ over all cases, or the mean of the organs.
 
-    Every mean is over the cases that have the organ in label or prediction (ok, missed and false_positive), and the
-    counts say how many those are. `dice_std` is the sample deviation over cases, `dice_ci95_*` the bootstrap interval
-    of the mean. `hd95_mm_mean` and `hd95_mm_median` take inf as it stands: one missed organ makes the mean inf, since a
-    mean of the found ones alone would reward missing the hard ones. `hd95_penalised_mm_mean` puts the diagonal of the
-    volume in place of inf. `volume_error_ml_mean` is signed, prediction minus label. NaN: nothing to average.
+    Every mean is over the cases that have the organ in label or prediction (ok, missed and false_positive); the counts
+    say how many these are. `dice_std` is the sample standard deviation over cases, `dice_ci95_*` the bootstrap interval
+    of the mean. `hd95_mm_mean` and `hd95_mm_median` keep inf, so that one missed organ makes the mean inf: a mean of
+    only the found organs would reward missing the hard ones. `hd95_penalised_mm_mean` puts the diagonal of the volume
+    in place of inf. `volume_error_ml_mean` is signed, prediction minus label. NaN means that there is nothing to
+    average.
 
     In the row `mean`, every mean and median is the mean over organs, `n_cases` is the number of cases, the other counts
-    are totals, and `dice_std` and `dice_ci95_*` are of the cases' own mean Dice and of whole cases drawn.
+    are totals. `dice_std` is over the cases' mean Dice, and `dice_ci95_*` draws whole cases.
     """
 
     organ: str
@@ -127,22 +128,22 @@ def dice_over_organs(scores: Sequence[HasDice]) -> dict[str, float]:
 
 
 def mean_or_nan(values: Sequence[float] | np.ndarray) -> float:
-    """Return the mean, NaN of nothing."""
+    """Return the mean of values (N,), NaN if there are none."""
     return float(np.mean(values)) if len(values) else np.nan
 
 
 def median_or_nan(values: Sequence[float] | np.ndarray) -> float:
-    """Return the median, NaN of nothing."""
+    """Return the median of values (N,), NaN if there are none."""
     return float(np.median(values)) if len(values) else np.nan
 
 
 def deviation_or_nan(values: Sequence[float] | np.ndarray) -> float:
-    """Return the sample deviation, NaN of fewer than two."""
+    """Return the sample standard deviation of values (N,), NaN for fewer than two."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
 def mean_of_organs(means: Sequence[float]) -> float:
-    """Return the mean over the organs that any case has; `n_absent` says which have none."""
+    """Return the mean over the organs that occur in any case; `n_absent` shows which do not."""
     return mean_or_nan([mean for mean in means if not np.isnan(mean)])
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between organ surfaces in mm: computed once an organ, then reduced to HD95, HD and ASSD.
+"""Distances between organ surfaces in mm: computed once for each organ, then reduced to HD95, HD and ASSD.
 
 The definition: the surface of a mask is its voxels with at least one face neighbour (6 in 3D, 4 in 2D) outside the
-mask; beyond the image frame is outside. Points are voxel centres in mm, where a grid with a shear (a tilted gantry) has
-them: `spacing_mm` is one length for each axis or, where axes meet at other than right angles, a matrix of which each
-column is the step along one axis. d(a, B) is the distance from a point of one
-surface to the nearest point of the other. HD95 is the larger of the two directed 95th percentiles (linear
-interpolation), as in MONAI; medpy takes one percentile of both directions pooled, which is often smaller, so it has
-its own function. If one mask is empty every distance is infinite; if both are, there is none and every figure is NaN.
+mask; beyond the image frame is outside. Points are voxel centres in mm. `spacing_mm` is one length for each axis. Where
+axes are not at right angles (a tilted gantry), it is a matrix whose columns are the steps in mm along each axis.
+d(a, B) is the distance from a point of one surface to the nearest point of the other. HD95 is the larger of the two
+directed 95th percentiles (linear interpolation), as in MONAI; medpy takes one percentile of both directions pooled,
+which is often smaller, so it has its own function. If one mask is empty every distance is infinite; if both are, there
+is none and every figure is NaN.
 
 MONAI 1.6.1 turns a missed organ into NaN, leaves it out of the mean, and reports 0.0, a perfect score, if all are
 missed; its float one-hot copies also make it slow. Hence this module.
@@ -48,12 +48,12 @@ class SurfaceDistances:
 
     @property
     def directed_mm(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both directions, prediction to label first."""
+        """Distances of both directions, (n,) from prediction to label and (m,) from label to prediction."""
         return self.prediction_to_label_mm, self.label_to_prediction_mm
 
     @property
     def pooled_mm(self) -> np.ndarray:
-        """Both directions in one array, (n + m,)."""
+        """Distances of both directions in one array, (n + m,)."""
         return np.concatenate(self.directed_mm)
 
     def value_if_empty(self) -> float | None:
@@ -110,7 +110,7 @@ def hd95_mm(distances: SurfaceDistances) -> float:
 
 
 def hd95_pooled_mm(distances: SurfaceDistances) -> float:
-    """Return the 95th percentile of both directions pooled, as medpy and so the published Synapse figures have it."""
+    """Return one 95th percentile over both directions in mm, as in medpy and so in the published Synapse figures."""
     empty = distances.value_if_empty()
     return empty if empty is not None else float(np.percentile(distances.pooled_mm, 95.0))
 
@@ -135,7 +135,10 @@ def voxel_mm3(spacing_mm: Spacing) -> float:
 
 
 def surface_voxels(mask: np.ndarray) -> np.ndarray:
-    """Return the voxels of a boolean mask with a face neighbour outside it; beyond the frame is outside."""
+    """Return the voxels of a boolean mask that have a face neighbour outside it, as a boolean array of its shape.
+
+    Voxels beyond the frame are outside.
+    """
     padded = np.pad(mask, 1)
     inside = mask.copy()
     for axis in range(mask.ndim):
@@ -149,8 +152,9 @@ def surface_voxels(mask: np.ndarray) -> np.ndarray:
 def check_spacing(spacing_mm: Spacing, axes: int) -> np.ndarray:
     """Return one length for each axis, (axes,) float64, or the matrix of steps where axes meet at other angles.
 
-    `spacing_mm`: as described above; a matrix has a row for each coordinate in mm, such as the first three rows and
-    columns of an affine. Raises `InputError` for lengths that are not positive and finite, and for axes in one plane.
+    `spacing_mm`: lengths or a matrix, see the module. A matrix has a row for each coordinate in mm, such as the first
+    three rows and columns of an affine. Raises `InputError` for lengths that are not positive and finite, and for axes
+    in one plane.
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if spacing.ndim == 2 and spacing.shape[0] >= spacing.shape[1] == axes and np.isfinite(spacing).all():
@@ -203,7 +207,7 @@ def _union(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[slice, 
 
 
 def _distances_in_box(prediction: np.ndarray, label: np.ndarray, spacing: np.ndarray) -> SurfaceDistances:
-    """Measure two masks whose frame may be cut: what a crop to their union leaves out is outside of both."""
+    """Measure two masks inside the box of their union: all voxels beyond it are outside of both."""
     surface_prediction, surface_label = surface_voxels(prediction), surface_voxels(label)
     return SurfaceDistances(
         prediction_to_label_mm=_nearest_distances(surface_prediction, surface_label, spacing),

@@ -15,7 +15,7 @@ from pipeline.files.spreadsheets import with_apostrophe
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table for people: header and rows of text, the first cell of a row names it, and notes on how to read it."""
+    """A table for people: header and rows of text, with the name of a row in its first cell, and notes for reading."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

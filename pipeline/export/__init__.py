@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained networks in the forms that other programs take."""
+"""Export of trained networks to the formats of other programs."""

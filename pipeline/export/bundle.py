@@ -39,14 +39,14 @@ def write_bundle(
     Args:
         model: to export.
         destination: a new folder, or archive if `zipped`; its name is the bundle's. Its parents are made.
-        scans: NIfTI files that the bundle has to segment as this project does, to the voxel; for models of scans.
-        zipped: write `destination`, with the suffix `.zip`, instead: an archive of the folder.
+        scans: NIfTI files on which the bundle's masks must equal this project's in every voxel; for models of scans.
+        zipped: write a zip archive of the folder instead; `destination` gets the suffix `.zip` if it lacks it.
         report: the folder of an evaluation of this model on scans, whose figures go into the model card.
 
     Raises:
-        InputError: `destination` exists or cannot be written; the network or a transform is of a package that a bundle
-            does not carry; a report of another model; a scan that cannot be read, or of which the bundle gives another
-            mask.
+        InputError: `destination` exists or cannot be written; the network or a transform is from a package that a
+            bundle cannot contain; a report is of another model; a scan cannot be read, or the bundle gives another
+            mask for it.
     """
     destination = Path(destination)
     if zipped:

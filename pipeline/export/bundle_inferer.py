@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MONAI's tools ask of the inferer of a bundle beside giving labels."""
+"""The inferer of a bundle with the options that MONAI's tools set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.inference.logits import Network
 
 
 class LabelsOnDevice(Inferer):
-    """Another inferer whose labels go to a device.
+    """Wraps an inferer and moves its labels to a device.
 
     Args:
-        inferer: gives the labels; it brings what it needs to the network's device itself.
-        device: where the labels are to be, by the name by which Slicer sets it; None leaves them with the image.
+        inferer: computes the labels; it moves its inputs to the network's device itself.
+        device: device of the labels (Slicer sets it by this name); None leaves them with the image.
     """
 
     def __init__(self, inferer: Inferer, device: str | torch.device | None = None) -> None:
@@ -25,6 +25,6 @@ class LabelsOnDevice(Inferer):
         self.inferer, self.device = inferer, device
 
     def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the labels of `inputs`, as the inferer shapes them."""
+        """Return the labels of `inputs`, in the shapes of the wrapped inferer."""
         labels = self.inferer(inputs, network, *args, **kwargs)
         return labels if self.device is None else labels.to(self.device)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of this project's source that a standalone bundle needs, as a package `scripts` of its own.
+"""The part of this project's source that a standalone bundle needs, as the bundle's package `scripts`.
 
-Nothing is written twice: the definitions come from the project's own modules, with all definitions that they use, and
-nothing else of these modules. So the bundle does what the project does, and needs no package that the rest needs.
+The definitions are copied from the project's own modules, with all definitions that they use and nothing else. So the
+bundle gives the same results, and needs only the packages that these definitions import.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _text(module: str, names: set[str]) -> str:
 
 
 def _import_lines(module: str, used: set[str]) -> Iterator[str]:
-    """Yield the imports of what is used: those of other packages, then those of `scripts`, one line a module."""
+    """Yield the imports of what is used: those of other packages, then those of `scripts`, one line for each module."""
     source = _source(module)
     of_modules: dict[str, list[str]] = {}
     for name in sorted(used & source.imported.keys()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exported file says of its network, so that it can be used without the model file that it was made from.
+"""The description of a network in an exported file, so that the file can be used without the model file.
 
 Needs neither torch nor MONAI: programs that only segment read it too.
 """
@@ -33,9 +33,9 @@ class Description:
         spatial_dims: 2 for images, 3 for volumes.
         size_divisor: sides of an image must be multiples of it.
         labels: class index -> name, 0 is the background.
-        preprocessing: what was done to the training images, as plain data.
-        size: side in pixels of the square training images; of a network of volumes, the sides (x, y, z) of the patches.
-        tile_px: pixels of a slide that the side of such an image spans; None for a network of scans.
+        preprocessing: that of the training images, as plain data.
+        size: side in pixels of the square training images; for a 3D network the sides (x, y, z) of patches in voxels.
+        tile_px: slide pixels along the side of a training image; None for a network of scans.
         modality: of the training data.
         int8: weights and activations are rounded to 8 bits.
         source_sha256: of the model file, in hexadecimal.

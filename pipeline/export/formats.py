@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats of exported networks: how each is written, and how it is run to see whether it was written right.
+"""The formats of exported networks: how each is written, and how it is run to check that it was written right.
 
-Batch and sides of the images are free in every format, as far as the network takes them. The description goes into the
+Every format takes any batch size and any sides of images that the network takes. The description goes into the
 file: ONNX `metadata_props`, OpenVINO `rt_info`, extra files of torch's archives.
 """
 
@@ -57,8 +57,8 @@ class Format:
 def onnx_model(network: nn.Module, description: Description) -> Any:
     """Return a network as an ONNX model (`onnx.ModelProto`) with its description.
 
-    Torch's older exporter takes seconds where the one by `torch.export` takes a minute; that one knows more operators
-    (adaptive pooling to maps of any size) and is asked where the older refuses. Raises `InputError` where both do.
+    Torch's older exporter takes seconds, the one by `torch.export` a minute. The latter supports more operators
+    (adaptive pooling to maps of any size), so it is used where the older one fails. Raises `InputError` where both do.
     """
     try:
         model = _traced_onnx(network, description)
@@ -93,7 +93,7 @@ def _traced_onnx(network: nn.Module, description: Description) -> Any:
 
 
 def _example(description: Description) -> Tensor:
-    """Return images with another number of multiples along each side: what is alike may be taken for a rule."""
+    """Return example images with different sides: an exporter could take equal sides for a rule."""
     sides = [description.size_divisor * multiples for multiples in (2, 3, 4)[: description.spatial_dims]]
     return torch.zeros(2, description.in_channels, *sides)
 

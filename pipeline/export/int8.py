@@ -41,7 +41,13 @@ def write_int8(network: nn.Module, description: Description, images: Tensor, pat
 
 
 def quantised(model: Any, description: Description, images: Tensor) -> Any:
-    """Return an ONNX model with 8-bit weights (a scale for each channel) and activations, and its description."""
+    """Return an ONNX model with 8-bit weights (a scale for each channel) and activations, and its description.
+
+    Args:
+        model: the ONNX model in float32.
+        description: with `int8` True.
+        images: (N, C, H, W) float32, or volumes (N, C, X, Y, Z), that show how large activations are.
+    """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -77,7 +83,7 @@ def quantised(model: Any, description: Description, images: Tensor) -> Any:
 
 
 def _ends(model: Any) -> list[str]:
-    """Return the names of the first and the last convolution: rounding grey values and logits costs most of all."""
+    """Return the names of the first and the last convolution: there, rounding costs the most accuracy."""
     convolutions = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
     return [convolutions[0], convolutions[-1]] if convolutions else []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an exported network segments as the network itself does: the gate before any file is written."""
+"""The check that an exported network gives the masks of the network itself, before any file is written."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Agreement:
     """How far two label maps of the same images agree.
 
     Attributes:
-        dice: organ -> Dice of the two over all images, for each organ that either has; the background stands there
-            where it is the only class.
+        dice: organ -> Dice of the two maps over all images, for each organ that either has; the background is listed
+            only if it is the only class.
         pixels: number of pixels compared.
         differing: number of pixels of different class.
-        lost: organ -> how much lower the Dice of the exported network with the truth is than that of the network
-            itself, for each organ of the truth; None where there is no truth.
+        lost: organ -> Dice of the network with the truth minus that of the exported network, for each organ of the
+            truth; None without a truth.
     """
 
     dice: dict[str, float]
@@ -110,10 +110,10 @@ def _run(run: Run, images: np.ndarray) -> np.ndarray:
 
 
 def smooth_images(model: SavedModel) -> Tensor:
-    """Return eight random images of the training size, always the same: slow changes of grey, and grain.
+    """Return eight random images (8, C, H, W), or volumes, of the training size: slow changes of grey, and grain.
 
-    Without grain neighbouring pixels would have all but equal values, of which rounding alone chooses the largest:
-    ENet, which puts values back where the largest were, would differ by that.
+    They are always the same. Without grain, neighbouring pixels would be almost equal, and rounding would decide which
+    is largest. ENet, which puts values back to the places of the maxima, would then differ.
     """
     sides = (model.size,) * 2 if isinstance(model.size, int) else tuple(model.size)
     generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loaded network run by onnxruntime or OpenVINO: masks of torch within rounding, on CPUs often in less time."""
+"""The loaded network run by onnxruntime or OpenVINO: torch's masks but for rounding, on CPUs often in less time."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 
 TORCH = "torch"
 BACKENDS = (TORCH, ONNXRUNTIME, OPENVINO, AUTO)
-_EXPORTER = "onnx"  # the network gets to a runtime as ONNX
+_EXPORTER = "onnx"  # runtimes read the network as ONNX
 
 
 def backend_of(name: str, device: str | torch.device, precision: str = "float32") -> str:
-    """Return the backend that a config names; of "auto" what it stands for, which is logged.
+    """Return the backend that a config names; for "auto" the one that is chosen, which is logged.
 
-    "auto" is torch on a GPU and for another precision than float32; on the CPU OpenVINO where it is installed on x86,
-    else onnxruntime, else torch.
+    "auto" is torch on a GPU and for any precision but float32. On a CPU it is OpenVINO if installed and the CPU is x86,
+    else onnxruntime if installed, else torch.
 
     Args:
         name: one of `BACKENDS`.
         device: where torch would run the network.
-        precision: that torch would run it in.
+        precision: the one in which torch would run it.
 
     Raises:
         InputError: another name, a package that is not installed, a precision that only torch has, or bfloat16 on a
@@ -73,27 +73,27 @@ def _fastest(device: torch.device, precision: str) -> str:
 
 
 def told_backend(backend: str) -> dict[str, str]:
-    """Return what the summary of an evaluation says of the backend: nothing of torch, which is the reference."""
+    """Return the backend for the summary of an evaluation: nothing for torch, which is the reference."""
     return {} if backend == TORCH else {"backend": backend}
 
 
 def network_on(model: SavedModel, backend: str) -> nn.Module:
-    """Return the network of `model`, or what runs it by another backend in its place.
+    """Return the network of `model`, or a module that runs it in another backend.
 
     Args:
-        model: as it is loaded.
-        backend: as `backend_of` gives it.
+        model: a loaded model.
+        backend: from `backend_of`.
 
     Raises:
-        InputError: a network that cannot be exported, or that segments otherwise there.
+        InputError: a network that cannot be exported, or that gives other masks in the backend.
     """
     return model.network if backend == TORCH else RuntimeNetwork(model, backend)
 
 
 class RuntimeNetwork(nn.Module):
-    """A network that runs outside of torch on the CPU: images (B, C, H, W) to logits (B, K, H, W), or volumes.
+    """A network that runs outside of torch on the CPU: images (B, C, H, W) to logits (B, K, H, W), or 3D patches.
 
-    It has the attributes of `SegmentationNetwork` by which inferers pad and cut, and no weights. It is compared with
+    It has the attributes of `SegmentationNetwork` that inferers need for padding, and no weights. It is compared with
     torch's network once, on smooth random images, as `pipeline.export` does it.
     """
 
@@ -106,7 +106,7 @@ class RuntimeNetwork(nn.Module):
         self._run = _exported(model, backend)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, on the device of `images`."""
+        """Return the logits (B, K, ...) of images (B, C, ...), on the device of `images`."""
         logits = torch.from_numpy(self._run(images.detach().cpu().float().contiguous().numpy()))
         return logits.to(images.device)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What writing the results of scans and of slides has in common: the folder, the tables, the exit code."""
+"""The common part of writing results of scans and of slides: the folder, the tables, the exit code."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class CaseWriter(ABC):
         output_dir: where the files go; made if need be.
         dataset: what the evaluator reads.
         labels: label value to name, with or without the background.
-        checkpoint_sha256: told in the descriptions, so that a label map can be traced to its model.
-        settings: what else the labels depend on, as JSON has it; told likewise.
-        overwrite: False keeps the outputs of an earlier run, complete, of the same input, model and settings, and the
-            evaluator does not see those cases; True does all anew. What metrics are to see must be done anew.
+        checkpoint_sha256: of the model; written into the descriptions, so that a label map can be traced to its model.
+        settings: further settings that the labels depend on, JSON primitives; also written into the descriptions.
+        overwrite: False keeps complete outputs of an earlier run with the same input, model and settings; the evaluator
+            does not see these cases. True makes all anew; evaluations with metrics need it.
     """
 
     suffixes: tuple[str, ...]
@@ -77,7 +77,7 @@ class CaseWriter(ABC):
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._write_tables_of_broken_run)
 
     def start(self, engine: Engine) -> None:
-        """Find out before the long run whether its outputs can be written, and refuse to overwrite a source."""
+        """Check before the long run that outputs can be written, and that none would overwrite a source."""
         self.written.clear()
         self.rows.clear()
         # Ignite keeps the number of good sources of the last run and would stop there, before a bad one at the end.
@@ -96,7 +96,7 @@ class CaseWriter(ABC):
         self._skip_finished_cases()
 
     def _skip_finished_cases(self) -> None:
-        """Find the cases of an earlier run; rank 0 decides for all, who would each see the folder at another time."""
+        """Find the cases of an earlier run; rank 0 decides, since ranks see the folder at different times."""
         kept: dict[str, ManifestRow] = {}
         if distributed.is_main() and not self.overwrite:
             found = (self._row_of_earlier_run(source) for source in self.dataset.sources)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources shared out over processes and read one after another, failures kept."""
+"""Sources, divided among processes and read one after another, with a record of failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """A scan or slide that could not be segmented, or not all of it, and why."""
+    """A scan or slide that could not be segmented, or only in part, and the reason."""
 
     case: str
     file: str

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of logits that are brought to another size, without bringing all logits there.
+"""Classes at another size than the logits, without interpolating all logits.
 
-Bilinear interpolation weighs four neighbouring pixels, a cell, with weights that add up to one. Where all four have the
-same class, that class stays ahead of every other at any point between them. So logits need interpolation only in the
-cells that are mixed, one to ten per cent of a trained network's; elsewhere the class itself is copied.
+Bilinear interpolation is a weighted mean of four neighbouring pixels (a cell). If all four have the same class, this
+class has the largest logit at every point between them. So logits need interpolation only in cells with more than one
+class, one to ten per cent of a trained network's. In all other cells the class is copied.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class _Axis(NamedTuple):
 
 
 def resized_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the argmax (B, H, W) uint8 over classes of `logits` at `size` (H, W), brought there bilinearly.
+    """Return the argmax (B, H, W) uint8 over classes of `logits`, interpolated bilinearly to `size` (H, W).
 
-    The classes are those of `torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)`; they
-    may differ where the two largest of the interpolated logits agree but for the rounding of a float32.
+    The classes are those of `torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)`. They
+    may differ only where the two largest interpolated logits are equal within float32 rounding.
 
     Args:
         logits: (B, K, h, w) float32, finite, of at most 256 classes.
-        size: height and width that the classes are wanted at.
+        size: height and width (H, W) of the result in pixels.
     """
     logits = logits.contiguous()
     if tuple(logits.shape[-2:]) == tuple(size):
@@ -62,8 +62,8 @@ def resized_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def first_of_largest(logits: Tensor, overwrite: bool = False) -> Tensor:
     """Return the argmax (B, H, W) uint8 over classes of `logits` (B, K, H, W), the first of equals.
 
-    Class by class, because torch's argmax takes 40 times as long on CPU, and its max, 4 times, returns 8 bytes a pixel.
-    `overwrite` spares a map of memory and leaves the maximum in the logits of class 0.
+    It goes class by class: on a CPU, torch's argmax takes 40 times as long, and its max 4 times, with 8 bytes a pixel.
+    `overwrite` saves the memory of one map; the logits of class 0 are then replaced by the maximum.
     """
     best = logits[:, 0] if overwrite else logits[:, 0].clone()
     labels = torch.zeros(best.shape, dtype=torch.uint8, device=logits.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logits of images at the size that a network was trained on: what the inferers of scans and slides share."""
+"""Logits of images at the training size of a network, for the inferers of scans and of slides."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class LogitsAtTrainingSize:
     """Resizes images (B, C, H, W) float in [0, 1] to `size` and gives a network's logits there, (B, K, size, size).
 
     Args:
-        size: side of the square images that the network was trained on.
+        size: side in pixels of the square images that the network was trained on.
         amp_dtype: "bfloat16" or "float16" to run the network under autocast, None for full precision.
-        most_classes: how many values a label map has for classes; `InputError` for a network with more.
+        most_classes: most classes that a label map can hold; `InputError` for a network with more.
     """
 
     def __init__(self, size: int, amp_dtype: str | torch.dtype | None, most_classes: int) -> None:
@@ -31,11 +31,11 @@ class LogitsAtTrainingSize:
         self._run_network = PaddedInferer()
 
     def resize(self, images: Tensor) -> Tensor:
-        """Return images at the training size, as training resizes them."""
+        """Return images (B, C, H, W) as (B, C, size, size), resized as in training."""
         return resize_images(images, (self.size, self.size))
 
     def __call__(self, images: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        """Return float32 logits; further arguments go to the network."""
+        """Return float32 logits (B, K, size, size) of images (B, C, H, W); further arguments go to the network."""
         images = self.resize(images)
         with torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             logits = self._run_network(images, network, *args, **kwargs)
@@ -63,9 +63,9 @@ def device_of(network: Network, default: torch.device) -> torch.device:
 
 
 def check_finite(logits: Tensor, location_of: Callable[[int], str]) -> None:
-    """Raise `InputError` for NaN or infinite logits: their argmax is a class all the same, and looks like a result.
+    """Raise `InputError` for NaN or infinite logits (B, K, ...): their argmax would look like a valid class.
 
-    `location_of` tells in words where image number i of the batch lies.
+    `location_of` returns in words where image number i of the batch lies.
     """
     finite = torch.isfinite(logits).flatten(1).all(dim=1)
     if not finite.all():

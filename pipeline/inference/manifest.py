@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of each case of a run, in one table; and whether an earlier run has done a case already."""
+"""A table with the outcome of each case of a run, and the check whether an earlier run has done a case."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
 
 
 def input_state(path: Path) -> dict[str, Any]:
-    """Return what tells a changed input from an unchanged one: path, size and time of change, of a folder all files'.
+    """Return path, size and time of change of a file, or of all files of a folder, to notice a changed input.
 
-    As in `make` and `rsync`: hashes of slides of many GB would take longer to compare than some take to segment.
+    `make` and `rsync` do the same. Hashing a slide of many GB could take longer than segmenting it.
     """
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     found = [file.stat() for file in files]
@@ -68,10 +68,10 @@ def completion_record(
 
     Args:
         source: the scan or slide.
-        label_map: its labels, complete, under whatever name.
+        label_map: the complete label map, under any name.
         checkpoint_sha256: of the model.
-        settings: what else the labels depend on, as JSON has it.
-        damaged: parts of the source cannot be read, so that a later run tries again.
+        settings: further settings that the labels depend on, JSON primitives.
+        damaged: True if parts of the source cannot be read; a later run then tries again.
     """
     return {
         "checkpoint_sha256": checkpoint_sha256,
@@ -92,7 +92,7 @@ def row_of_earlier_run(
         source: the scan or slide.
         outputs: the files that a case has: the label map first, its description (JSON) last.
         checkpoint_sha256: of the model; without one nothing can be known.
-        settings: what else the labels depend on.
+        settings: further settings that the labels depend on.
     """
     label_map, description = outputs[0], outputs[-1]
     if not checkpoint_sha256 or not all(output.is_file() for output in outputs):

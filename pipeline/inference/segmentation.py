@@ -31,7 +31,7 @@ def inferer_of(
 ) -> SliceWiseInferer | PatchInferer:
     """Return the inferer with the size that `model` was trained on, for preprocessed scans.
 
-    A network of volumes sees as many patches at once as `slices_per_chunk` slices make, at least one; None is 16.
+    A 3D network sees patches with together at most `slices_per_chunk` slices at once, at least one patch; None is 16.
 
     Raises `InputError` for a model of slides or of colour images.
     """
@@ -79,10 +79,10 @@ def segment_files(
 
     Writes `CASE.nii.gz`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has finished with the same
     input, model and settings is kept unless it is to be overwritten. With `output_format` "dicom-seg" a DICOM SEG
-    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added; with `overlay` there is a picture
-    `CASE_overlay.png` besides. Scans that cannot be read are recorded and
-    passed over: the code is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan
-    is given and fails, and for what concerns all: the folder, the names, the model, DICOM SEG of other files.
+    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added. With `overlay` there is also a picture
+    `CASE_overlay.png`. Scans that cannot be read are recorded and skipped: the code is 0 when none failed, 1 when some
+    did, 2 when all did. Raises `InputError` when a single scan is given and fails, and for what concerns all: the
+    folder, the names, the model, DICOM SEG of other files.
     """
     preprocessing = preprocessing_of(model.preprocessing)
     scans = ScanDataset(inputs, preprocessing, model.modality)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user names to be segmented: paths, found on disk before anything is read."""
+"""The inputs of a segmentation: paths that a user names, found on disk before anything is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class Source:
-    """What is segmented as one: a file, or a folder that stands for one image. `case` names its outputs."""
+    """One input: a file, or a folder that stands for one image. `case` names its outputs."""
 
     case: str
     path: Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers and students, what distillation needs beside them, and the files that hold trained ones."""
+"""Networks of teachers and students, paraphrasers, and model files."""
 
 from pipeline.lazy_names import lazy_names
 

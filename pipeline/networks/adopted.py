@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks that a config builds by their class: any of MONAI's or of the user's own, beside those with a short name.
 
-`adopt` gives them what training, padding and distillation ask of a network, and what a model file keeps of them.
+`adopt` gives them the attributes that training, padding, distillation and model files need.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def adopt(
 ) -> nn.Module:
     """Return the network itself with the attributes of `SegmentationNetwork`.
 
-    One from `build_network` has them. A class of this package, or one of MONAI's that `build_network` knows, is treated
-    as if it came from there. Of any other class the least multiple that it takes is found by trial on the meta device,
-    and the taps by the rule of `default_taps`.
+    A network from `build_network` has them already. A class of this package, or one of MONAI's that `build_network`
+    knows, is treated as if it came from there. For any other class, the smallest multiple that it takes as side of an
+    image is found by trial on the meta device, and the taps by the rule of `default_taps`.
 
     Args:
-        network: that a config has built.
-        description: of it, by `pipeline.described.describe`.
+        network: the network that a config has built.
+        description: its description by `pipeline.described.describe`.
         in_channels: channels of the images.
         out_channels: number of classes, the background included.
         spatial_dims: 2 for images, 3 for volumes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all segmentation networks have in common."""
+"""The base class of all segmentation networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class SegmentationNetwork(nn.Module):
-    """A network that maps images (B, in_channels, H, W) to logits (B, out_channels, H, W), and to nothing else.
+    """A network that maps images (B, in_channels, H, W) to logits (B, out_channels, H, W) and returns only these.
 
     Networks of MONAI, which `build_network` makes too, are no subclasses but have the same attributes.
 
@@ -21,12 +21,12 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         spatial_dims: 2 for images; networks of MONAI may have 3, for volumes.
-        size_divisor: sides of an image must be multiples of it; `PaddedInferer` takes any size.
-        fixed_size: the network takes images of exactly `size_divisor` along each side.
+        size_divisor: sides of an image in pixels must be multiples of it; `PaddedInferer` takes any size.
+        fixed_size: True if the network only takes images with sides of exactly `size_divisor` pixels.
         taps: dotted names of the modules whose outputs are the feature maps for distillation, shallow to deep. The
             networks of this package have two, both at a quarter of the resolution.
         tap_channels: channels of these feature maps.
-        arguments: what `build_network` was called with, so that a checkpoint can say how to build the network again;
+        arguments: the arguments of `build_network`, so that a checkpoint can store how to build the network again;
             empty for a network built by its class.
     """
 

@@ -37,15 +37,14 @@ def build_network(name: Any, in_channels: int = 1, out_channels: int = 2, **opti
     Its `arguments` hold what it was built with.
 
     Args:
-        name: a key of `NETWORKS`, or one of MONAI's networks in `MONAI_NETWORKS` by its dotted name; or a mapping with
-            such a `name` (or `_target_`) and options beside it. MONAI's configs build what has a `_target_` before it
-            gets here, unless `_mode_: callable` stands beside it: they then hand on a `functools.partial`, taken as
-            well.
+        name: a key of `NETWORKS`, or the dotted name of one of MONAI's networks in `MONAI_NETWORKS`; or a mapping with
+            such a `name` (or `_target_`) and options. MONAI's configs build a mapping with `_target_` before this
+            function is called. With `_mode_: callable` they pass a `functools.partial`, which is accepted too.
         in_channels: channels of the images, 1 for scans.
         out_channels: number of classes K, the background included.
         options: keyword arguments of the network's class: `width` (fanet), `bottleneck_channels` (mobile_unet), those
-            of MONAI's classes. An option of another network may be given as None, which is to leave it out: one config
-            then serves them all. Every network takes `taps`, two or more dotted names of modules for distillation,
+            of MONAI's classes. Options of other networks are accepted if they are None, so that one config serves all
+            networks. Every network takes `taps`, two or more dotted names of modules for distillation,
             shallow to deep; MONAI's take `spatial_dims`, by default 2.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs, whatever the machine: its parameters and its multiply-adds."""
+"""The cost of a network on any machine: its parameters and its multiply-adds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipeline.networks.shapes import without_values
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Return the number of parameters, those that modules share counted once and buffers left out."""
+    """Return the number of parameters; shared parameters count once, buffers not at all."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def multiply_adds(network: nn.Module, image_shape: Sequence[int]) -> int:
     """Return the multiply-adds of one image in evaluation, padded as `PaddedInferer` pads it.
 
-    Counted are convolutions, transposed convolutions (one per input value, output channel and kernel place), linear
-    layers and matrix products, those of attention too. Biases, normalisation, activations, pooling, interpolation and
-    products of equal shapes are not. torch counts two operations for each. Nothing is computed: the network is copied
-    to the meta device, and stays in the mode and on the device where it is.
+    Convolutions, transposed convolutions (one per input value, output channel and kernel place), linear layers and
+    matrix products are counted, also those of attention. Biases, normalisation, activations, pooling, interpolation and
+    products of equal shapes are not. torch counts two operations for each multiply-add. Nothing is computed: a copy of
+    the network runs on the meta device, and the network itself is not changed.
 
     Args:
         network: the network.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FANet, the teacher: a U-Net of selective kernel blocks with dual-direction attention in its decoder.
 
-Built from the layer table of the Graph Flow paper's code (Zou et al., IEEE TMI 2022, arXiv 2203.08667). What that code
-computes but never uses is left out: an auxiliary head and a scale beside each attention module.
+Built from the layer table of the Graph Flow paper's code (Zou et al., IEEE TMI 2022, arXiv 2203.08667). Two parts that
+this code computes but never uses are left out: an auxiliary head, and a scale of each attention module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequen
 
 
 class SelectiveKernel(nn.Module):
-    """Weighs a 5 x 5 against a 3 x 3 convolution, channel by channel, by what the whole map looks like.
+    """A weighted sum of a 5 x 5 and a 3 x 3 convolution, with weights for each channel that depend on the whole map.
 
     (B, C, H, W) -> (B, C, H, W). The weights come from the pooled sum of both branches through a bottleneck of C / 2,
     whose normalisation sees maps of 1 x 1: a batch of one trains there with the running statistics (see `BatchNorm2d`).
@@ -50,7 +50,7 @@ class SelectiveKernel(nn.Module):
         self.attend5, self.attend3 = (nn.Conv2d(squeezed, channels, 1) for _ in range(2))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the weighted sum of both branches; the two weights of a channel add up to 1."""
+        """Return the weighted sum of both branches, (B, C, H, W); the two weights of a channel add up to 1."""
         wide, narrow = self.branch5(features), self.branch3(features)
         # The mean of the sum is the sum of the means: no third map of full size.
         squeezed = self.squeeze(wide.mean((2, 3), keepdim=True) + narrow.mean((2, 3), keepdim=True))
@@ -110,7 +110,7 @@ class DualDirectionAttention(nn.Module):
         self.fuse = _conv_bn(2 * channels, channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the map with its context added."""
+        """Return the map (B, C, H, W) with its context added."""
         strips = self._strips(features)
         if self.gated:
             strips = features * strips
@@ -136,9 +136,8 @@ class DualDirectionAttention(nn.Module):
 class FANet(SegmentationNetwork):
     """Teacher: images (B, in_channels, H, W) -> logits (B, out_channels, H, W); H and W multiples of 8.
 
-    One input channel, two classes and width 1 make 38,292,162 parameters. The published 38.250 M are these, plus the
-    130 of the auxiliary head (64 x 2 + 2), less the 42,624 of batch normalisation, which the published count passed
-    over: 38,249,668.
+    With one input channel, two classes and width 1 it has 38,292,162 parameters. The published number of 38.250 M
+    (38,249,668) includes the 130 of the auxiliary head (64 x 2 + 2), but not the 42,624 of batch normalisation.
 
     In training, a batch of one uses the running statistics where a feature map is 1 x 1 (see `BatchNorm2d`).
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network as inference on a CPU runs it: equal but for rounding, and faster."""
+"""A faster copy of a network for inference on a CPU; its logits are equal but for rounding."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def for_inference(network: nn.Module) -> nn.Module:
-    """Return a copy of a network in evaluation mode that gives its logits in less time, never to be trained or saved.
+    """Return a copy of a network in evaluation mode that is faster on a CPU; it must not be trained or saved.
 
-    Normalisation by running statistics becomes part of the convolution before it. The weights of this package's
-    networks lie in memory with channels last; code from elsewhere may ask tensors for views that this order does not
-    have. A network on another device than a CPU is returned as it is: there nothing of this was measured.
+    Normalisation by running statistics is folded into the convolution before it. The weights of this package's networks
+    are stored with channels last. Those of other networks are not, since their code may need views that this order does
+    not have. A network on another device than a CPU is returned as it is, since the gain was not measured there.
 
     Args:
-        network: on one device; what it computes from is as it will be.
+        network: on one device, with its final weights.
     """
     first = next(network.parameters(), None)
     if first is None or first.device.type != "cpu":
@@ -51,7 +51,7 @@ def _fold(network: nn.Module) -> None:
 
 
 def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
-    """Tell whether both are torch's own, and nobody looks at what passes between them."""
+    """Tell whether both are torch's own, and no hook needs the values between them."""
     grouped = isinstance(convolution, _TRANSPOSED) and convolution.groups > 1  # torch folds these wrongly
     return (
         type(convolution) in _CONVOLUTIONS

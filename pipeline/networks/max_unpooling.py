@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Max-pooling that remembers where the maxima were, and un-pooling to these places, as ENet does it.
+"""Max-pooling that remembers the places of the maxima, and un-pooling to these places, as in ENet.
 
-In two forms of equal values and gradients. On a CPU it is torch's own pair, which takes an eighth of the other's time.
-But torch's scatters: CUDA does not do that deterministically, and formats that networks are exported to know it poorly.
-There a map of the corners, 0 to 3 within each 2 x 2 window, stands for torch's indices.
+There are two forms with equal values and gradients. On a CPU, torch's own functions are used, which take an eighth of
+the time. But they scatter values, which is not deterministic on CUDA and poorly supported by export formats. There, a
+map of the corners, 0 to 3 within each 2 x 2 window, takes the place of torch's indices.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the block's output."""
+        """Return the block's output (B, out_channels, H / stride, W / stride)."""
         return features + self.body(features) if self.has_shortcut else self.body(features)
 
 

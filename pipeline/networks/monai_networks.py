@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation networks of MONAI as teachers and students, by the names in a list: a checkpoint can call for no other.
+"""Segmentation networks of MONAI as teachers and students; a checkpoint can only name a network of this list.
 
-The network stays MONAI's own, with MONAI's names of parameters: weights trained elsewhere fit. What it learns here is
-how to be built again, padded and tapped.
+The network stays MONAI's own, with MONAI's names of parameters, so that weights trained elsewhere fit. It gets
+attributes that say how to build, pad and tap it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _QUARTER = 4  # the stride of the published method's taps
 
 @dataclass(frozen=True)
 class Family:
-    """What this package must know of a network class of MONAI beside its signature.
+    """Facts about a network class of MONAI that its signature does not tell.
 
     Attributes:
         divisor: the multiple that sides of images must be, from all arguments of the class.
@@ -136,9 +136,9 @@ def build_monai_network(
 def default_taps(network: nn.Module, maps: Sequence[FeatureMap]) -> tuple[str, str]:
     """Return the last stage of the encoder and the last of the decoder at a quarter of the resolution.
 
-    Stages are the modules of the fewest dots in their names. Where there are none at a quarter, they are at the nearest
-    resolution that both have; in a network that keeps the resolution, they are those half way and before the head. The
-    encoder ends with the last map of the largest stride.
+    Stages are the modules with the fewest dots in their names. If encoder and decoder have none at a quarter, the
+    nearest resolution that both have is taken. In a network that keeps the resolution, the stages half way and before
+    the head are taken. The encoder ends with the last map of the largest stride.
     """
     skips = {name for name, module in network.named_modules() if isinstance(module, SkipConnection)}
     maps = [one for one in distinct(maps) if one.name not in skips]
@@ -197,9 +197,9 @@ def _instantiated(name: str, network_class: type[nn.Module], arguments: dict[str
 
 
 def drop_channels_not_images(network: nn.Module) -> None:
-    """Put `Dropout2d` in place of the `Dropout3d` of a network for images, which has no parameters.
+    """Replace `Dropout3d`, which has no parameters, by `Dropout2d` in a 2D network.
 
-    MONAI's VNet always has some; torch takes their batch (B, C, H, W) for one volume of B channels and drops whole
+    MONAI's VNet always has `Dropout3d`. It takes a batch (B, C, H, W) for one volume of B channels and drops whole
     images.
     """
     for module in list(network.modules()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of any size through networks that take multiples of some number only."""
+"""Padding of images for networks that only take sides that are multiples of a number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PaddedInferer(Inferer):
     fitting size is passed on untouched.
 
     Args:
-        size_divisor: multiple to pad to; by default the network's own attribute, and 1 for networks without.
+        size_divisor: multiple in pixels to pad to; by default the network's own attribute, or 1 if it has none.
     """
 
     def __init__(self, size_divisor: int | None = None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paraphraser: an auto-encoder that says a teacher's feature map in fewer channels."""
+"""The paraphraser: an auto-encoder that codes a teacher's feature map in fewer channels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files that describe themselves: weights, how to build the network, and what its input and output mean.
+"""Model files: weights, how to build the network, and the meaning of its input and output.
 
 A file holds tensors and plain values only and is read with `weights_only=True`: opening a stranger's file runs no code.
 """
@@ -41,12 +41,12 @@ class SavedModel:
         network_arguments: what `build_network` was called with (`name`, `in_channels`, `out_channels`, options), or
             `build_adopted`, which has the class for a `name` and `options` beside it.
         labels: class index -> name, 0 is the background.
-        preprocessing: what was done to the training images, as `pipeline.data.preprocessing_of` takes it.
-        size: side in pixels of the square images that the network was trained on; of a network of volumes, the sides
-            (x, y, z) in voxels of the patches.
-        tile_px: pixels of a slide that the side of such an image spans; None for a network of scans.
+        preprocessing: that of the training images, in the form for `pipeline.data.preprocessing_of`.
+        size: side in pixels of the square training images; for a 3D network the sides (x, y, z) of its patches in
+            voxels.
+        tile_px: slide pixels along the side of a training image; None for a network of scans.
         modality: of the training data, such as "CT".
-        extra: whatever else was saved: how the model was chosen, the command, versions.
+        extra: all other saved values: how the model was chosen, the command, versions.
         sha256: of the file, in hexadecimal.
         path: the file.
     """
@@ -82,14 +82,14 @@ def save_model(
         network: built by `build_network`, bare or wrapped by `torch.compile` or distributed training.
         labels: class index -> name for all classes of the network, the background included.
         preprocessing: the transforms of the training images, as `pipeline.described.describe` gives them.
-        size: side in pixels of the square training images; for networks of volumes, the three sides of the patches.
+        size: side in pixels of the square training images; for 3D networks the sides (x, y, z) of patches in voxels.
         modality: of the training data.
-        tile_px: for networks of slides, the pixels of a slide that the side of a training image spans.
+        tile_px: for networks of slides, the slide pixels along the side of a training image.
         network_arguments: arguments of `build_network`; by default those that the network remembers.
-        extra: plain values to keep beside, found again in `SavedModel.extra`.
+        extra: further plain values to keep; loading puts them into `SavedModel.extra`.
 
     Raises:
-        InputError: the folder cannot be written, labels and classes differ, or `size` is not of the network's axes.
+        InputError: the folder cannot be written, labels and classes differ, or `size` doesn't fit the network's axes.
         TypeError: a value that is neither plain nor made of plain values.
         ValueError: the arguments do not build this network, so the file could never be loaded.
     """
@@ -142,8 +142,8 @@ def load_model(
         device: where the network is to be.
         expect: name of the network that the file must hold, such as "fanet"; None takes any.
         model_requirements: `Dataset.model_requirements` of the dataset that the model is to be used on; None takes any.
-        preprocessing: what is done to the images that the network will see, where it is not the file's own list that
-            is done to them: a teacher sees its student's images. None takes any.
+        preprocessing: the transforms of the images that the network will see, which must equal the file's own list. A
+            teacher sees its student's images. None takes any.
 
     Raises:
         InputError: no such file; a file that is empty, truncated, damaged, not a model or of a newer version; another
@@ -250,13 +250,13 @@ def _checked_labels(labels: Mapping[Any, str], classes: int, where: str) -> dict
 
 
 def _checked_size(size: Any, network: nn.Module) -> int | list[int]:
-    """Return the size as plain numbers: one side for a network of images, three for one of volumes."""
+    """Return the size as plain numbers: one side for a 2D network, three for a 3D network."""
     if network.spatial_dims == 3:
         if not isinstance(size, Sequence) or len(size) != 3:
-            raise InputError(f"size of a network of volumes is {size!r}; give the three sides of its patches")
+            raise InputError(f"size of a 3D network is {size!r}; give the three sides of its patches")
         return [int(side) for side in size]
     if isinstance(size, Sequence):
-        raise InputError(f"size of a network of images is {size!r}; give the one side of its slices")
+        raise InputError(f"size of a 2D network is {size!r}; give the one side of its slices")
     return int(size)
 
 

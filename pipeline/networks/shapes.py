@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network does to shapes, found on the meta device: no values, no memory, no random number."""
+"""The shapes of a network's feature maps, found on the meta device without values, memory or random numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 
 _LEAST_SIDE = 8
-# Coprime: a map whose channels come last, as in transformers, then fits no stride and is not taken for (B, C, ...).
+# Coprime sides: a map with channels last, as in transformers, then fits no stride and is not taken for (B, C, ...).
 _RATIOS = (3, 5, 7)
 _SHOWN = 5
 
@@ -28,7 +28,7 @@ class FeatureMap:
         name: dotted name of the module.
         channels: of the map.
         strides: sides of the image divided by sides of the map, one number per axis.
-        source: maps of the same source are one tensor, which several modules hand on.
+        source: maps with the same source are one tensor, passed on by several modules.
     """
 
     name: str
@@ -68,8 +68,8 @@ def trial_sides(network: nn.Module) -> tuple[int, ...]:
 def feature_maps(network: nn.Module) -> list[FeatureMap]:
     """Return the maps (B, C, ...) of all modules in the order in which they are ready: the modules that can be tapped.
 
-    Left out are modules that run several times in one pass, maps that a later layer changes in place, maps of which a
-    side is no whole fraction of the image's, and the logits.
+    Left out are modules that run several times in one pass, maps that a later layer changes in place, maps with a side
+    that does not divide the image's, and the logits.
 
     Args:
         network: with `in_channels`, `size_divisor`, `fixed_size` and `spatial_dims`.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs the batch of all processes together: batch normalisation, and losses that are no means over images.
+"""Parts that need the batch of all processes together: batch normalisation, and losses that are no means over images.
 
-Gradients are made for `DistributedDataParallel` and `average_gradients` of `pipeline.processes.distributed`, which
-average over processes: with them, N processes take the very step that one takes on that global batch.
+Gradients are scaled for `DistributedDataParallel` and for `average_gradients` of `pipeline.processes.distributed`,
+which average over processes. With them, N processes take the same step as one process on the whole batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
-    """Return how many processes the run has, and share its batches: 1 outside torch.distributed."""
+    """Return the number of processes of the run, which share its batches; 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -64,7 +64,7 @@ def gather_batch(mine: torch.Tensor) -> torch.Tensor:
 
 
 class GlobalBatchLoss(nn.Module):
-    """A loss that is no mean over images, such as a batch-wise Dice, of the batch of all processes.
+    """Computes a loss that is no mean over images, such as a batch-wise Dice, on the batch of all processes.
 
     Args:
         loss: maps (predictions, labels) to a scalar.
@@ -82,7 +82,7 @@ class GlobalBatchLoss(nn.Module):
 class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation by the mean and variance over the batches of all processes, on any device.
 
-    Torch's `SyncBatchNorm` does it for CUDA alone. This one takes two short sums over the processes forwards and two
+    Torch's `SyncBatchNorm` works only on CUDA. This one needs two short sums over the processes forwards and two
     backwards, and can be differentiated twice.
     """
 
@@ -138,7 +138,7 @@ _SYNCHRONISED = {
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
     """Let every batch normalisation of `network` see the batches of all processes; returns `network` itself.
 
-    The modules change in place: who taps them or holds their parameters goes on doing so, and names stay.
+    The modules are changed in place: taps on them, references to their parameters, and names stay valid.
     """
     for module in network.modules():
         for kind, synchronised in _SYNCHRONISED.items():

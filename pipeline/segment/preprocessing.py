@@ -80,7 +80,7 @@ def _unknown(what: str) -> InputError:
 
 
 def scaled(raw: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return `raw` as float32 with `low` at 0 and `high` at 1, clipped, as `ScaleIntensityByRuled` gives it."""
+    """Return `raw`, any shape, as float32 scaled from `low`..`high` to 0..1, clipped as in `ScaleIntensityByRuled`."""
     width = high - low if high > low else 1.0  # a constant volume becomes zeros
     values = raw.astype(np.float32)
     values -= np.float32(low)

@@ -26,21 +26,21 @@ from pipeline.training.sampler import ResumableSampler
 
 logger = logging.getLogger(__name__)
 STATE_FILE, MODEL_FILE = "last.pt", "model.pt"
-_AUGMENTATIONS = ("augmentation", "student_view")  # of a trainer: what draws by chance and has a state
+_AUGMENTATIONS = ("augmentation", "student_view")  # attributes of a trainer that draw random numbers and have a state
 
 
 class BestModelSaver:
     """Evaluator handler that writes `model.pt` whenever the key metric of the validation split is the best so far.
 
-    MONAI's saver starts from nothing after a resume and overwrites a good model with a worse one; here the evaluator's
-    best metric is part of the training state.
+    MONAI's saver forgets the best metric when a run is resumed, and then overwrites a good model with a worse one. Here
+    the evaluator's best metric is part of the training state.
 
     Args:
         path: the file to write.
         network: the network in training, from `build_network`.
-        dataset: whose organs and modality the checkpoint tells.
-        preprocessing: of its images, as plain data.
-        size: side of the slices that the network is trained on.
+        dataset: the training data; the checkpoint keeps its organs and modality.
+        preprocessing: the transforms of its images, as plain data.
+        size: side in pixels of the slices that the network is trained on.
         recipe: how it is trained, as primitives, kept in the checkpoint.
         last_path: the file for the network as it is after the last epoch, whatever its metric; None for none.
         epochs: the last epoch.
@@ -93,20 +93,20 @@ class TrainingStateSaver:
     """Trainer handler that writes the whole state of a run after every epoch and takes it up again on resume.
 
     The file holds the network, optimizer, schedule, gradient scaler, the distiller's own parts, the position of the
-    run, the best validation metric, and of each process augmentation and random states: as tensors and primitives,
-    loadable with `weights_only=True`. A resumed run goes on as if it had never stopped. The first epoch's state is
-    written before its validation too, so that no `model.pt` is ever there without a state.
+    run and the best validation metric. For each process it holds the states of augmentation and random generators. All
+    are tensors and primitives, loadable with `weights_only=True`. A resumed run goes on as if it had never stopped. In
+    the first epoch, the state is also written before validation, so that `model.pt` never exists without a state.
 
     SIGTERM and SIGINT are obeyed at the end of the iteration, in training or in validation: the state is saved there
-    and the run ends with `Stopped` (exit code 143 or 130). All processes of a run stop at the same iteration. Amid an
-    epoch that needs a `ResumableSampler`; with another sampler the state after the last epoch stays, and the epoch is
-    done again on resume.
+    and the run ends with `Stopped` (exit code 143 or 130). All processes of a run stop at the same iteration. To go on
+    in the middle of an epoch, the loader needs a `ResumableSampler`. With any other sampler, the state after the last
+    complete epoch is kept, and the interrupted epoch is repeated on resume.
 
     Args:
         path: the file to write and to resume from.
         lr_scheduler: the schedule of the trainer's optimizer.
         evaluator: the validation engine whose best metric is kept, or None.
-        resume: True takes up the state of `path` when the trainer's `run` begins, "auto" does if there is one.
+        resume: True loads the state of `path` when the trainer's `run` begins; "auto" does so if there is one.
         interval: epochs between two writes; the last epoch is always written.
         recipe: settings, as primitives, that a resumed run must share with the one that wrote the state.
     """
@@ -183,7 +183,7 @@ class TrainingStateSaver:
         raise Stopped(number)
 
     def _silence(self, trainer: Any, silent: bool) -> None:
-        """Keep the engines from calling it an error that they are stopped."""
+        """Keep the engines from logging a stop as an error."""
         for engine in filter(None, (trainer, self.evaluator)):
             engine.logger.disabled = silent
 
@@ -289,7 +289,7 @@ class TrainingStateSaver:
         loader.sampler.leave_out(seen * loader.batch_size)
 
         def restore(_: Engine) -> None:
-            """Undo what the loader has drawn when it was opened: the stopped run had drawn that long before."""
+            """Restore the random state: a loader draws when it is opened, and the stopped run had done so before."""
             restore_random_state(own["random"])
             opened.remove()
 
@@ -299,7 +299,7 @@ class TrainingStateSaver:
         if not isinstance(state, dict) or not {"position", "recipe", "processes"} <= state.keys():
             raise InputError(f"{self.path} is not a training state; start the run anew")
         then = state["recipe"]
-        names = sorted({*then, *self.recipe})  # a setting that is not there is as one of null
+        names = sorted({*then, *self.recipe})  # a missing setting equals null
         changed = [name for name in names if then.get(name) != self.recipe.get(name)]
         if changed:
             told = "; ".join(f"{name} was {then.get(name)!r}, is {self.recipe.get(name)!r}" for name in changed)

@@ -19,13 +19,13 @@ TIME_FILE = "time.json"
 class TrainingClock:
     """Trainer handler that writes after each epoch how long the iterations of a run take, without its validations.
 
-    The file says how many `epochs` the run has and how many `seconds` all of them take at the mean time of the
-    iterations timed so far, of which `timed_iterations` and `timed_seconds` tell. So a run that was stopped, and did
-    some iterations again, has the time of one that never was.
+    The file holds the number of `epochs` of the run and the `seconds` that all of them take. The seconds are computed
+    from the mean time of the iterations timed so far (`timed_iterations` in `timed_seconds`). So a run that was stopped
+    and repeated some iterations has the same time as one without interruption.
 
     Args:
         path: the file to write.
-        resume: whether to go on from what an earlier call timed: False starts anew.
+        resume: whether to add to the iterations that an earlier call timed; False starts anew.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume: bool | str = False) -> None:
@@ -47,7 +47,7 @@ class TrainingClock:
         self.seconds += time.perf_counter() - self._started
 
     def _write(self, engine: Engine) -> None:
-        if not self.iterations or not distributed.is_main():  # none where a resumed run had but a validation left
+        if not self.iterations or not distributed.is_main():  # none where a resumed run had only a validation left
             return
         epochs = engine.state.max_epochs
         whole = self.seconds / self.iterations * epochs * engine.state.epoch_length

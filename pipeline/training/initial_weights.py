@@ -20,7 +20,7 @@ def take_weights(
 
     Args:
         network: as `build_network` or `adopt` returns it.
-        path: `model.pt`, or the `model_last.pt` of a finished run, which is so trained further.
+        path: a `model.pt`, or the `model_last.pt` of a finished run to train it longer.
         model_requirements: `Dataset.model_requirements` of the training data.
 
     Raises:

@@ -25,8 +25,9 @@ class Stopped(SystemExit):
 class StopSignals:
     """Remembers a signal to stop instead of dying of it.
 
-    Schedulers repeat SIGTERM, and torchrun sends to its processes what they had already: that changes nothing. A
-    second Ctrl-C ends a run of one process at once. A signal that the process was started to ignore stays ignored.
+    Repeated signals change nothing: schedulers repeat SIGTERM, and torchrun sends its processes signals that they have
+    had already. A second Ctrl-C ends a run of one process at once. A signal that the process was started to ignore
+    stays ignored.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class StopSignals:
         self._received, self._previous = 0, {}
 
     def received(self) -> int:
-        """Return the number of the signal that this process or another of the run has got, 0 for none; collective."""
+        """Return the number of the signal that any process of the run has received, 0 for none; collective."""
         return distributed.largest(self._received)
 
     def _note(self, number: int, frame: FrameType | Any) -> None:

@@ -19,7 +19,7 @@ class PixelCrossEntropy(nn.Module):
     """Cross-entropy over pixels for MONAI's label shape: the mean over batch and pixels, each weighed by its class.
 
     Args:
-        balance: 0, the paper's, counts each pixel the same; 1 counts each class the same; see `class_balance`.
+        balance: 0 (the paper's) counts each pixel the same, 1 counts each class the same; see `class_balance`.
     """
 
     def __init__(self, balance: float = 0.0) -> None:
@@ -38,8 +38,9 @@ class PixelCrossEntropy(nn.Module):
 class DiceCrossEntropy(nn.Module):
     """The sum of the Dice loss over organs and `PixelCrossEntropy`, as MONAI's `DiceCELoss` where `balance` is 0.
 
-    The Dice loss is taken over the batch: most slices lack most organs, and a slice's Dice of an absent organ is all or
-    nothing. It counts each organ the same already, so that `balance` concerns the cross-entropy alone.
+    The Dice loss is computed over the whole batch, not for each slice: most slices lack most organs, and the Dice of an
+    organ that a slice lacks is either 0 or 1. The Dice loss counts each organ the same already, so `balance` acts only
+    on the cross-entropy.
     """
 
     def __init__(self, balance: float = 0.0) -> None:
@@ -62,8 +63,9 @@ def segmentation_loss(name: str, balance: float = 0.0) -> nn.Module:
     """Return the loss "ce" (the paper's) or "dice_ce" (MONAI's sum of Dice and cross-entropy, kinder to small organs).
 
     Args:
-        name: of the loss.
-        balance: of classes in the cross-entropy: 0 by area, 1 all alike, 0.5 by the root of the area.
+        name: "ce" or "dice_ce".
+        balance: weight of classes in the cross-entropy: 0 counts pixels alike, 1 classes alike, 0.5 goes by the root of
+            their area.
 
     Raises:
         InputError: the name is unknown, or the balance is not from 0 to 1.

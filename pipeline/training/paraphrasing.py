@@ -32,7 +32,7 @@ class TeacherReconstruction(nn.Module):
     Args:
         teacher: trained network with `taps` and `tap_channels`.
         factor_channels: channels of the student's shallow and deep tap.
-        inferer: how the teacher is run on a batch, default a plain call.
+        inferer: runs the teacher on a batch; by default a plain call.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TeacherReconstruction(nn.Module):
         self._inferer = inferer or (lambda images, network: network(images))
 
     def forward(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Return (reconstruction, tap) for each tap of the teacher on images (B, C, H, W)."""
+        """Return (reconstruction, tap), equal in shape (B, c, h, w), for each teacher tap on images (B, C, H, W)."""
         with torch.no_grad():
             self._inferer(images, self._frozen[0])
         return tuple(
@@ -66,7 +66,7 @@ class ReconstructionLoss(nn.Module):
     needs_labels = False
 
     def forward(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of `TeacherReconstruction`'s output."""
+        """Return the loss, a scalar, of `TeacherReconstruction`'s output: pairs of maps (B, c, h, w)."""
         return sum(F.mse_loss(reconstruction, tap) for reconstruction, tap in pairs)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One folder a run: refused when it holds or serves another run, and a record of what was run."""
+"""The folder of a run: refused where another run has used it or uses it, and a record of what was run."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ RECORD_FILE = "run.json"
 
 
 def check_run_folder(run_dir: str | os.PathLike[str], resume: bool | str = False) -> None:
-    """Take the folder for this run, until the process ends: nobody else may then, and nothing in it is overwritten.
+    """Reserve the folder for this run until the process ends; no other run can use it, and nothing is overwritten.
 
-    A record without any checkpoint is of a run that ended before it saved anything: its folder is free. What a killed
-    process left half written is removed.
+    A folder with a record but no checkpoint is free: its run ended before it saved anything. Files that a killed
+    process left half written are removed.
 
     Args:
         run_dir: made if missing, and removed at the end if nothing was written into it.
-        resume: True goes on with the run that the folder holds, "auto" does if there is one, False needs there be none.
+        resume: True goes on with the run in the folder, "auto" does so if there is one, False allows no run there.
 
     Raises:
-        InputError: the folder belongs to a run that goes on now, holds a run that is not to be resumed, holds none
-            that could be, or cannot be written.
+        InputError: another process is using the folder, it holds a run that is not to be resumed, there is no run to
+            resume, or it cannot be written.
     """
     folder = Path(run_dir)
     if distributed.is_main():

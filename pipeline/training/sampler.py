@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which items an epoch brings, and in what order: again the same after a resume."""
+"""Which items an epoch has and in which order: after a resume, the same as without a stop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.errors import InputError
 
 
 class ResumableSampler(DistributedSampler):
-    """Torch's distributed sampler, which can leave out what a run has seen before it was stopped amid an epoch.
+    """Torch's distributed sampler, which can skip the items that a run had seen when it was stopped in an epoch.
 
-    It shuffles by seed and epoch, so the rest of the epoch is what it would have been. Its length stays that of a
-    whole epoch: schedules count by it.
+    It shuffles by seed and epoch, so the rest of the epoch is the same as without a stop. Its length stays that of a
+    whole epoch, because schedules count by it.
     """
 
     _seen = 0
 
     def leave_out(self, items: int) -> None:
-        """Begin the next epoch, and that one alone, after `items` items of this process."""
+        """Skip the first `items` items of this process in the next epoch only."""
         self._seen = items
 
     def __iter__(self) -> Iterator[int]:
@@ -34,28 +34,28 @@ class ResumableSampler(DistributedSampler):
 
 
 class SharedBatchSampler(ResumableSampler):
-    """Brings batches with a fixed number of unlabelled items in each: first the labelled ones, then the others.
+    """Sampler of batches with a fixed number of unlabelled items each: first the labelled ones, then the others.
 
     An epoch is a pass over the larger of the two sets, or as many iterations as asked for. Each set is shuffled anew by
     seed and epoch; where an epoch needs more than the set has, it is shuffled and passed again. So every item of the
     larger set comes at least once, and items of one set come equally often, or once more than others.
 
-    Several processes take turns within each batch, as `DistributedSampler` has them do, so that together they see the
-    batches of one process, and each sees the same shares.
+    Several processes take turns within each batch, as in `DistributedSampler`. Together they see the batches of one
+    process, and each process has the same shares of labelled and unlabelled items.
 
     Args:
         dataset: only its length counts.
         unlabelled_from: index of the first unlabelled item; all before it are labelled.
         batch_size: items of one iteration of all processes together.
-        unlabelled_share: of the batch, rounded to whole items; 0 leaves the unlabelled items out.
-        iterations: of an epoch; None is a pass.
+        unlabelled_share: share of the batch, rounded to whole items; 0 leaves the unlabelled items out.
+        iterations: iterations of an epoch; None is a pass.
         num_replicas: number of processes.
         rank: of this one.
         seed: of the order.
 
     Raises:
-        InputError: a share that leaves a batch without a labelled item or without an unlabelled one, items of a kind
-            that the processes cannot share, or fewer items of a kind than one batch needs.
+        InputError: a share that leaves a batch without labelled or without unlabelled items, a number of either that
+            the processes cannot share equally, or fewer items of either than one batch needs.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ def training_sampler(
     rank: int = 0,
     seed: int = 0,
 ) -> ResumableSampler:
-    """Return the sampler of a training: a plain pass over all items, or one with shares or a length of its own.
+    """Return the sampler of a training: a plain pass over all items, or one with given shares or a given length.
 
     Args:
         dataset: with `unlabelled_from`, where some items are unlabelled.
@@ -137,7 +137,7 @@ def training_sampler(
         InputError: see `SharedBatchSampler`.
     """
     if not unlabelled_share and iterations is None:
-        # The last batch is dropped where it is not whole, or processes would have another number of batches than one.
+        # An incomplete last batch is dropped: several processes must have as many batches as one process.
         whole = len(dataset) >= batch_size
         return ResumableSampler(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=whole)
     first = getattr(dataset, "unlabelled_from", len(dataset))

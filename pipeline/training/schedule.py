@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts steps of the optimizer rather than iterations, of which several may make one step."""
+"""Counting and scheduling by steps of the optimizer; one step may take several iterations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One trainer for teacher, student alone and distilled student: the control differs by the distillation only."""
+"""One trainer for teacher, student alone and distilled student, so that these differ only by the distillation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 
 def trained_parameters(network: nn.Module, distiller: Distiller | None = None) -> list[nn.Parameter]:
-    """Return what the student's optimizer trains: the network, and the adapters of the methods of distillation."""
+    """Return the parameters that the student's optimizer trains: the network and the adapters of the methods."""
     adapters = [] if distiller is None else distiller.adapter_parameters()
     return [*network.parameters(), *adapters]
 
@@ -61,22 +61,24 @@ class DistillationTrainer(SupervisedTrainer):
 
     Each iteration: move the batch to the device, augment it there, run the student, add the weighted terms of the
     distiller to the segmentation loss, step the optimizer, let the distiller train its own parts (discriminator).
-    With `accumulation_steps` N, gradients are the means of N iterations and the optimizer steps after each N-th; what
-    the distiller trains itself sees the last of them. Gradients, and the terms told, are the means over all processes.
+    With `accumulation_steps` N, gradients are means over N iterations, and the optimizer steps after each N-th. The
+    distiller's own parts are trained on the last of the N. Gradients and logged terms are means over all processes.
     `engine.state.output` is a list of one dictionary for the whole batch, with `image`, `label`, `pred`, `loss` and
     `terms`: every unweighted term by name, detached. MONAI's `from_engine(["loss"], first=True)` reads it.
 
-    It departs from the parent in three ways. Its `amp` is CUDA only, creates its scaler in `run` (so that no resumed
-    run can restore it) and scales bfloat16 too: here `precision` works on every device and the scaler exists from the
-    start, for float16 alone. It does not decollate, which doubles the time of a small step. Losses run in float32.
+    It differs from MONAI's trainer in three ways. First, `precision` replaces `amp`. MONAI's `amp` works only on CUDA,
+    creates its scaler in `run`, where a resumed run cannot restore it, and scales bfloat16 too. Here every device can
+    be used, and the scaler exists from the start, for float16 only. Second, batches are not decollated, which would
+    double the time of a small step. Third, losses are computed in float32.
 
     Args:
         distiller: terms to add, or None for training with labels alone.
-        augmentation: maps (images, labels) of a batch on the device, or None.
-        student_view: makes what the student sees of what the teacher sees; None for the same.
+        augmentation: changes images (B, C, ...) and labels (B, 1, ...) of a batch on the device, or None.
+        student_view: makes the student's images from the teacher's; None where both see the same.
         precision: "float32", "bfloat16" or "float16" (CUDA only).
-        log_gradient_shares: iterations from one log of each weighted term's gradient, as a share of the segmentation
-            loss's, to the next, beginning with the first; they are terms `share/TERM` there. 0 never does.
+        log_gradient_shares: iterations between two logs of gradient shares, beginning with the first iteration. A share
+            is the length of a weighted term's gradient, divided by that of the segmentation loss; it is logged as the
+            term `share/TERM`. 0 logs none.
         kwargs: arguments of `SupervisedTrainer`, but not `amp` and `decollate`.
 
     Raises:
@@ -105,7 +107,7 @@ class DistillationTrainer(SupervisedTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=precision == "float16")
 
     def run(self) -> None:
-        """Call what `before_run` holds (a resume), train until `max_epochs`, and call `after_run`, come what may.
+        """Call the functions in `before_run` (a resume), train until `max_epochs`, and always call `after_run`.
 
         A run that was resumed after its last epoch has nothing left to do; ignite would start it anew from epoch 0.
         """
@@ -143,7 +145,7 @@ class DistillationTrainer(SupervisedTrainer):
         labelled = labelled_items(labels)
         if self.augmentation is not None:
             images, labels = self.augmentation(images, labels)
-        # What an augmentation moves in from outside is background, but not where nobody has labelled.
+        # Augmentation fills in background from outside the image; items without a label must stay unlabelled there.
         return images, labels if labelled.all() else labels.masked_fill(~_along(labelled, labels), UNLABELLED)
 
     def _losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -169,7 +171,7 @@ class DistillationTrainer(SupervisedTrainer):
     def _gradient_shares(
         self, segmentation: torch.Tensor, distillation: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Let the distiller hold its shares of the gradient; return those of all terms where they are to be logged."""
+        """Let the distiller hold its shares of the gradient; return the shares of all terms if this step logs them."""
         scale = self.grad_scaler.scale  # without it float16 loses small gradients; no share depends on it
         terms = {name: scale(term) for name, term in distillation.items()}
         student = [parameter for parameter in self.network.parameters() if parameter.requires_grad]

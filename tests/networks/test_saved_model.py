@@ -70,9 +70,9 @@ def test_network_of_volumes_keeps_the_sides_of_its_patches(tmp_path):
     model = load_model(tmp_path / "model.pt")
     assert model.size == (96, 64, 16)
     assert model.network.spatial_dims == 3
-    with pytest.raises(InputError, match="size of a network of volumes is 96; give the three sides"):
+    with pytest.raises(InputError, match="size of a 3D network is 96; give the three sides"):
         save(tmp_path / "model.pt", network, size=96)
-    with pytest.raises(InputError, match="size of a network of images"):
+    with pytest.raises(InputError, match="size of a 2D network"):
         save(tmp_path / "model.pt", size=(96, 64, 16))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice of every case as points and boxes: one axis an organ, one row an arm."""
+"""Dice of every case as points and boxes: one axis for each organ, one row for each arm."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of many cases: a row a case, columns for the image, the label and each method's prediction."""
+"""One picture of many cases: a row for each case, columns for the image, the label and each method's prediction."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class CaseView:
         picture: (h, w, 3), float in [0, 1] or uint8.
         masks: the label, then each prediction, (h, w) of class indices.
         aspect: height of a pixel over its width.
-        outlined: whether classes are outlined, as those of slides are, whose own colours must stay to be seen.
+        outlined: whether classes are outlined, as for slides, so that the tissue's own colours stay visible.
     """
 
     picture: np.ndarray
@@ -41,7 +41,7 @@ class CaseView:
     outlined: bool
 
     def draw(self, axis: Axes, mask: np.ndarray | None = None) -> None:
-        """Draw the picture, with one of its masks over it if that is given."""
+        """Draw the picture, with one of its masks (h, w) over it if that is given."""
         opacity = SLIDE_OPACITY if self.outlined else OPACITY
         axis.imshow(self.picture if mask is None else tinted(self.picture, mask, opacity), aspect=self.aspect)
         if self.outlined:

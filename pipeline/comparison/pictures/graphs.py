@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs that Graph Flow compares, of teacher and student in one image: where nodes sit, and how edges change."""
+"""The graphs that Graph Flow compares, of teacher and student in one image: places of nodes and changes of edges."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def graph_figure(dataset: Dataset, case: str, student: Run, teacher: Run) -> tup
 
     Networks are in evaluation mode. The teacher's taps pass its paraphrasers where the run's folder or its recorded
     command leads to them, as they did in training; otherwise they are taken as they are, and the remark says so.
-    Networks of volumes are not drawn (None): their windows are cubes, which no picture of a slice shows.
+    Returns None for 3D networks: their windows are cubes, which a picture of a slice cannot show.
 
     Raises `InputError` for a case that the dataset lacks, and for files that cannot be read.
     """
@@ -126,7 +126,7 @@ def graph_view(name: str, taps: Sequence[Tensor], loss: GraphFlowLoss) -> GraphV
 def network_input(dataset: Dataset, case: Case, model: SavedModel) -> Tensor:
     """Return the image that a picture of graphs is about, (1, C, size, size) in [0, 1] as the network sees it.
 
-    Of a scan it is the slice with most label, of a slide the tile with most label in a grid from the top left.
+    For a scan it is the slice with most labelled pixels, for a slide the tile with most in a grid from the top left.
     """
     preprocessing = preprocessing_of(model.preprocessing)
     if dataset.kind == SLIDES:
@@ -204,10 +204,15 @@ def _case(dataset: Dataset, name: str) -> Case:
 
 
 def draw_graphs(views: Sequence[GraphView], image: Tensor, loss: GraphFlowLoss, flipped: bool) -> Figure:
-    """Draw a row a network: nodes over the image, the edges of both taps, their change as matrix and as chords.
+    """Draw a row for each network: nodes over the image, the edges of both taps, their change as matrix and as chords.
 
-    Channels stand in the order of a clustering of the first network's deep edges, in all rows if these have as many.
-    `flipped` turns slices of scans as radiologists see them.
+    Channels are in the order of a clustering of the first network's deep edges, in every row with as many channels.
+
+    Args:
+        views: the graphs of each network, a row each.
+        image: (1, C, size, size) in [0, 1], from `network_input`.
+        loss: tells whether edges are cosines, for the range of colours.
+        flipped: turn slices of scans to the view of radiologists.
     """
     figure = Figure(figsize=(2.05 * len(_COLUMNS), 2.3 * len(views) + 0.5), layout="constrained")
     axes = figure.subplots(len(views), len(_COLUMNS), squeeze=False)
@@ -237,7 +242,7 @@ def _limit(matrix: np.ndarray) -> float:
 
 
 def channel_order(edges: np.ndarray) -> np.ndarray:
-    """Return the channels so that those with like edges (C, C) stand together (average linkage)."""
+    """Return the channels (C,) in an order that puts similar rows of `edges` (C, C) together (average linkage)."""
     return leaves_list(linkage(edges, "average")) if len(edges) > 2 else np.arange(len(edges))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each arm's main metric grows with the labels: a panel a student, the mean over seeds with a band."""
+"""How each arm's main metric grows with the labels: one panel for each student, the mean over seeds with a band."""
 
 from __future__ import annotations
 

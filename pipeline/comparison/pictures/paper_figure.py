@@ -43,7 +43,8 @@ def mean_dice(run: Run) -> dict[str, float]:
 def chosen_cases(arm: Arm) -> list[str]:
     """Return the cases on which an arm is worst, in the middle and best by mean Dice over organs and seeds.
 
-    Of an even number the middle is the lower one; equal cases are taken by name. Fewer than three cases are all shown.
+    With an even number of cases, the lower middle one is taken; equal cases are ordered by name. Fewer than three cases
+    are all shown.
     """
     scores = [mean_dice(run) for run in arm.runs]
     known = set.intersection(*(set(score) for score in scores))
@@ -58,9 +59,9 @@ def error_boxes(label: np.ndarray, prediction: np.ndarray) -> list[tuple[slice, 
         label: class indices (h, w).
         prediction: the same shape; what could not be read counts as no error.
 
-    Rims along a border that is right within a pixel or so are no errors worth a box and are taken off first (opening).
-    Errors that almost touch count as one; those below `SMALLEST_SHARE` of the picture are left out, and those whose box
-    lies within a larger one.
+    Thin rims, along borders that are right within about a pixel, are removed first (opening). Errors that almost touch
+    count as one. Errors smaller than `SMALLEST_SHARE` of the picture are left out, and so are those whose box lies
+    inside a larger one.
     """
     side = max(label.shape)
     wrong = (label != prediction) & (prediction != UNREADABLE)

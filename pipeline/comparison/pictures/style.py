@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How arms look in every picture of a comparison, and how pictures are saved so that equal figures are equal files.
+"""The look of arms in every picture of a comparison, and saving of pictures so that equal figures are equal files.
 
-Colours are Okabe and Ito's, which colour-blind people can tell apart; each arm has a marker, a line and a hatch of its
-own besides, so that no picture needs its colours to be read.
+Colours are Okabe and Ito's, which colour-blind people can tell apart. Each arm also has its own marker, line and hatch,
+so that pictures can be read without colours.
 """
 
 from __future__ import annotations

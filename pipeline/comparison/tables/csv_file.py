@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every figure of a comparison as a CSV file, one row an arm."""
+"""Every figure of a comparison as a CSV file, one row for each arm."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _UNITS = {SCANS: "mm"}
 
 
 def comparison_csv(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    """Return all figures as CSV, one row an arm; text that a spreadsheet would run gets a leading apostrophe.
+    """Return all figures as CSV, one row for each arm; text that a spreadsheet would run gets a leading apostrophe.
 
-    Numbers have ten significant digits, inf is `inf`, what does not apply is an empty cell.
+    Numbers have ten significant digits, inf is `inf`, and figures that do not apply are empty cells.
     """
     contents = [_csv_content(comparison, row) for row in rows]
     text = io.StringIO()

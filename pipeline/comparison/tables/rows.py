@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row an arm: its figures over seeds, what a method changes beside the student alone, and the network's cost."""
+"""One row for each arm: its figures over seeds, its difference to the student alone, and the network's cost."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pipeline.evaluation.summaries import deviation_or_nan, mean_of_organs, mean
 class MetricScore:
     """A metric of one arm.
 
-    `mean` and `sd` (sample deviation, NaN of one seed) are over seeds, `last` is the mean at the last epoch in place of
-    the best, NaN where a run has no report of it. Of all students but the control there is `difference`, the arm minus
-    its better control, and `gap`; of methods `p_holm`, corrected over all methods of the comparison. Where there is no
-    test, `test_note` says why. `others` has the differences from single controls, by name, where there are several.
+    `mean` and `sd` (sample standard deviation, NaN for one seed) are over seeds. `last` is the mean at the last epoch
+    in place of the best, NaN if a run has no report of it. All students but the control have a `difference`, the arm
+    minus its better control, and a `gap`. Methods have `p_holm`, corrected over all methods of the comparison. Without
+    a test, `test_note` says why. `others` has the differences to each control, by name, if there are several.
     """
 
     mean: float

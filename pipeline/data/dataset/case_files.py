@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only shows when the cases of all splits are seen together: repeated ids, leaks, missing and repeated files."""
+"""Checks over the cases of all splits together: repeated ids, patients in two splits, missing and repeated files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Cases = Sequence[tuple[str, Case]]
 def written_alike(name: str) -> str:
     """Return an id in the form in which ids are compared: accents composed, blanks around it dropped.
 
-    Nobody sees the difference, and a table that was edited by hand has such twins: one patient would count as two.
+    Such differences are invisible on the screen and occur in tables edited by hand: one patient would count as two.
     """
     return unicodedata.normalize("NFC", name).strip()
 
@@ -58,10 +58,11 @@ def shared_files(cases: Cases) -> list[tuple[tuple[Case, Path], ...]]:
 
 
 def same_images(cases: Cases) -> list[tuple[Case, Case]]:
-    """Return pairs of cases whose image files are equal byte by byte, or are once they are unpacked from gzip.
+    """Return pairs of cases whose image files are equal byte by byte, or equal after unpacking from gzip.
 
-    Only files of equal size are read, up to the first byte that differs; of gzip, the checksum and length at its end
-    tell first. Raises `InputError` for a file that cannot be read. `data_prep.check` compares the voxels themselves.
+    Only files of equal size are read, up to the first byte that differs. For gzip files, the checksum and length at the
+    end are compared first. Raises `InputError` for a file that cannot be read. `data_prep.check` compares the voxels
+    themselves.
     """
     alike: dict[object, list[Case]] = defaultdict(list)
     for _, case in cases:
@@ -100,7 +101,7 @@ def _equal(path: Path, other: Path) -> bool:
 
 
 def check_cases(folder: Path, cases: Cases) -> None:
-    """Refuse (`InputError`) two cases of one id, a patient in two splits, files that are missing or stand for two."""
+    """Refuse (`InputError`) two cases of one id, a patient in two splits, missing files, and one file for two cases."""
     duplicates = repeated_ids(cases)
     if duplicates:
         raise InputError(f"case {listed(duplicates)} is listed twice; give each scan one id")

@@ -52,8 +52,8 @@ class Dataset:
     """What `dataset.json` declares.
 
     `labels` maps every value of the label maps to its name and begins with 0, the background. `spacing_known` is False
-    where the source kept no voxel size: distances are then in voxels, not millimetres. `tile_px`, of slides alone, is
-    how many pixels of a slide the side of one training tile spans, whatever size the tile is stored in.
+    where the source kept no voxel size: distances are then in voxels, not millimetres. `tile_px`, only for slides, is
+    the number of slide pixels along the side of one training tile, whatever size the tile is stored in.
     """
 
     name: str
@@ -120,9 +120,9 @@ class Dataset:
     def training_datalist(self, unlabelled: bool | None = False) -> list[dict[str, str]]:
         """Return the training cases with a label as `datalist` does, and after them `{"case", "image"}` of the others.
 
-        `unlabelled` tells whether the others are wanted; None takes those that there are.
+        `unlabelled`: True adds the others, False leaves them out, None adds them if there are any.
 
-        Raises `InputError` where the split has no case, none with a label, or none without although they are wanted.
+        Raises `InputError` if the split has no case, no case with a label, or none without a label where it is True.
         """
         where = self.folder / DATASET_FILE
         labelled = [case for case in self.training if case.label is not None]
@@ -170,14 +170,14 @@ def load_dataset(
         folder: of the dataset.
         kind: what it must hold, "scans" or "slides".
         patients: the patients of splits in place of those that `dataset.json` declares: see `split_by_patients`.
-        labelled_cases: training cases that keep their label; the others' are hidden. See `hide_labels`.
-        labelled_fraction: likewise, of the patients.
-        labelled_patients: likewise, by name.
-        labelled_seed: of the choice.
+        labelled_cases: number of training cases that keep their label; all other labels are hidden. See `hide_labels`.
+        labelled_fraction: the same as a share of the patients, above 0 and up to 1.
+        labelled_patients: the same as a list of patients.
+        labelled_seed: seed of the choice of patients.
 
     Everything that would make training or scores silently wrong raises `InputError`, one line that names file and key:
-    missing keys or files (all of them), two cases of one id, one patient or one image in two places, labels that do
-    not count up from 0, paths that leave the folder.
+    missing keys or files (all of them), two cases of one id, a patient in two splits, an image of two cases, label
+    values that do not count up from 0, paths that leave the folder.
     """
     declared = read_declaration(folder)
     try:
@@ -195,7 +195,7 @@ def load_dataset(
 
 
 def _dataset(declared: Declaration) -> Dataset:
-    """Return the dataset of a declaration without a problem; raises the first problem of another."""
+    """Return the dataset of a declaration; raises the first problem of the declaration, if it has any."""
     if declared.problems:
         raise declared.problems[0]
     return Dataset(

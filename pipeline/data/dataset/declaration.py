@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a `dataset.json` says, read key by key, so that every mistake in it can be told and not only the first."""
+"""The content of a `dataset.json`, read key by key, so that all mistakes can be reported and not only the first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANNELS = {COLOUR_SLIDE: ("red", "green", "blue")}
 _REQUIRED_KEYS = ("name", "modality", "labels", "intensity", *SPLITS)
 _OPTIONAL_KEYS = ("spacing_known", "tile_px")
 _CASE_KEYS = ("case", "patient", "image", "label")
-# Near enough to an optional key to be meant by it; Decathlon's own further keys (licence, release) are not.
+# A key so similar to an optional one is a misspelling of it; Decathlon's own further keys (licence, release) are not.
 _MISSPELT = 0.8
 _NO_NAME = ("Cc", "Cs")  # control characters and halves of a surrogate pair, by Unicode's names
 _MAX_LABELS = 255  # label maps are uint8, and 255 in a batch means that there is no label
@@ -34,7 +34,7 @@ _Parsed = TypeVar("_Parsed")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its unique id, whose it is, and where image and label lie (`label` is None where nobody drew one)."""
+    """One scan: its unique id, its patient, and the paths of image and label (`label` is None where there is none)."""
 
     case: str
     patient: str
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Declaration:
-    """The content of a `dataset.json`: what could not be used is None or left out, and told in `problems`."""
+    """The content of a `dataset.json`; unusable parts are None or left out, and `problems` lists them."""
 
     path: Path
     name: str | None
@@ -138,7 +138,7 @@ def _check_keys(content: Mapping[str, Any]) -> None:
 
 
 def _check_misspelt(content: Mapping[str, Any], optional: Collection[str]) -> None:
-    """Refuse a key that is almost an optional one: its default would be taken in silence."""
+    """Refuse a misspelt optional key: without this check, the default would be used in silence."""
     for key in content:
         close = [] if key in optional else difflib.get_close_matches(key, optional, n=1, cutoff=_MISSPELT)
         if close:

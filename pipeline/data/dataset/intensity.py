@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which raw voxel values become 0 and 1 for a network: one rule a dataset."""
+"""Which raw voxel values become 0 and 1 for a network: one rule for each dataset."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class IntensityRule:
 
 # The abdominal soft-tissue window of the Synapse benchmark (TransUNet's preparation), in HU.
 CT_WINDOW = IntensityRule(WINDOW, -125.0, 275.0)
-# MR has no unit: the half percent at each end is where coil hot spots and the empty background lie.
+# MR has no unit. The half percent at each end holds hot spots near the coils and the empty background.
 MR_PERCENTILES = IntensityRule(PERCENTILES, 0.5, 99.5)
 # Slides are stored with 8 bits a channel.
 SLIDE_INTENSITY = IntensityRule(WINDOW, 0.0, 255.0)
@@ -96,13 +96,13 @@ def default_intensity(modality: str) -> IntensityRule:
 
 
 def doubt_modality(modality: str, low: float, high: float, told: str | None = None) -> str | None:
-    """Return why a scan hardly is of the modality that a model was trained on, or None.
+    """Return why a scan seems to be of another modality than a model was trained on, or None.
 
     Args:
-        modality: of the training data; only CT and MR are known, of others nothing is said.
-        low: the smallest value of the scan.
-        high: the largest.
-        told: what the scan's header says, such as "MR"; None where it says nothing.
+        modality: of the training data; scans for others than CT and MR are not judged.
+        low: the smallest raw value of the scan.
+        high: the largest raw value of the scan.
+        told: the modality in the scan's header, such as "MR"; None where it has none.
     """
     if modality not in ("CT", "MR"):
         return None
@@ -116,7 +116,7 @@ def doubt_modality(modality: str, low: float, high: float, told: str | None = No
 
 
 def doubt_hounsfield(low: float, high: float) -> str | None:
-    """Return why a CT whose voxels span `low`..`high` is hardly in Hounsfield units, and what to do, or None.
+    """Return why a CT with values from `low` to `high` seems not to be in HU, and what to do, or None.
 
     Air is -1000 HU and lies around every patient; bone and contrast lie above 100.
     """

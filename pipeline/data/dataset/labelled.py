@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with few labels: which patients keep theirs, where a complete split is to play an incomplete one."""
+"""Trying to train with few labels: which patients keep their labels, and hiding the labels of the others."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def hide_labels(
 ) -> tuple[Case, ...]:
     """Return training cases of which only some keep their label; a patient keeps all labels or none.
 
-    The patients with labels are ordered by chance, and the first of them keep theirs. So fewer labelled patients are
-    always among more: the 10 % are among the 20 %. The order depends on the seed and on the patients' ids, not on the
-    order of the cases, so that a fold which lacks some patients orders the others alike.
+    The patients with labels are put into a random order, and the first of them keep theirs. So a smaller set of
+    patients is always part of a larger one: the 10 % are among the 20 %. The order depends on the seed and on the
+    patients' ids, not on the order of the cases, so that a fold without some patients has the others in the same order.
 
     Args:
         cases: of the training split; those without a label stay so.
-        number: cases that keep their label. It holds for whole patients: fewer keep it where the next patient has
-            too many. Like the next two, in place of the others; with none of the three all labels stay.
-        fraction: of the labelled patients, above 0 and up to 1, rounded to whole patients and to one at least.
-        patients: ids of those who keep their labels, or the path of a list that an earlier run wrote.
-        seed: of the order.
+        number: most cases that keep their label. Patients stay whole, so fewer cases keep it where the next patient
+            would be too many. Give only one of number, fraction and patients; with none of them all labels stay.
+        fraction: share of the labelled patients, above 0 and up to 1, rounded to whole patients, at least one.
+        patients: ids of the patients who keep their labels, or the path of a list that an earlier run wrote.
+        seed: of the random order.
 
     Raises:
         InputError: more than one choice, a number or fraction that cannot be met, or a patient who is not there.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other splits of a dataset than `dataset.json` declares: the folds of a cross-validation, or fewer cases to learn."""
+"""Other splits than `dataset.json` declares: the folds of a cross-validation, or fewer training cases."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Splits = Mapping[str, tuple[Case, ...]]
 
 
 def split_by_patients(splits: Splits, patients: Mapping[str, Iterable[Any]]) -> dict[str, tuple[Case, ...]]:
-    """Return the cases of `splits` in other splits, which `patients` names: all cases of a patient go together.
+    """Return the cases of `splits`, distributed anew by `patients`; all cases of a patient stay together.
 
-    Validation and test are as they were where `patients` has no list for them. Patients of no list train, unless
-    "training" has a list too: then it alone trains, and the patients of no list are left out.
+    Validation and test stay as they were if `patients` has no list for them. Patients in no list train. If "training"
+    has a list too, only its patients train, and patients in no list are left out.
 
     Args:
         splits: name of the split to its cases, as `dataset.json` declares them.
-        patients: name of the split to the ids of its patients; a number stands for its digits.
+        patients: name of the split to the ids of its patients; numbers are taken as text.
 
     Raises:
         InputError: a split or patient that is not there, or a patient in two splits.

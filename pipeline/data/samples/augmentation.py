@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random changes to a batch of slices, on whatever device holds it: one resampling a batch, draws from the CPU."""
+"""Random changes to a batch of slices, on its own device: one resampling per batch, random numbers from the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 
-# "affine": ranges that a patient's position and a scanner's calibration vary by, not more.
+# "affine": the ranges are those by which a patient's position and a scanner's calibration vary, not more.
 _ROTATION_DEGREES = 15.0
 _SCALE = (0.85, 1.15)
 _SHIFT_FRACTION = 0.10
@@ -22,10 +22,10 @@ _BRIGHTNESS = 0.05
 
 
 class BatchAugmentation:
-    """What every augmentation of batches shares: one of the named `kinds`, draws of its own, a state to resume from.
+    """The base of all augmentations of batches: one of the named `kinds`, its own random generator, a state to resume.
 
-    The draws come from a generator of its own on the CPU, so they are the same on every device, leave all other draws
-    alone, and `state_dict` resumes them exactly. Raises `InputError` for a kind that is not in `kinds`.
+    The generator is on the CPU, so random numbers are the same on every device and no other generator is touched.
+    `state_dict` lets a resumed run go on exactly. Raises `InputError` for a kind that is not in `kinds`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -37,7 +37,7 @@ class BatchAugmentation:
         self._generator = torch.Generator(device="cpu").manual_seed(seed)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return new images and labels; what is given stays as it is."""
+        """Return new images (B, C, ...) and labels (B, 1, ...); the given ones are not changed."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,11 +118,11 @@ def change_intensity(
     """Return images (B, C, ...) in [0, 1] with another gamma, contrast about mid grey, and brightness.
 
     Args:
-        images: stay as they are.
+        images: not changed themselves.
         draws: (B, 3) numbers in [0, 1).
-        gamma: range of the exponent.
-        contrast: range of the factor.
-        brightness: largest offset.
+        gamma: range (low, high) of the exponent.
+        contrast: range (low, high) of the factor.
+        brightness: largest offset, up or down.
     """
     exponent, factor, offset = draws.unbind(1)
     # Drawn by logarithm, so that a darker and a brighter image are equally likely.
@@ -135,7 +135,7 @@ def change_intensity(
 
 
 def between(uniform: Tensor, low: float, high: float) -> Tensor:
-    """Return numbers from `low` to `high` made of numbers in [0, 1)."""
+    """Return `uniform`, numbers in [0, 1) of any shape, scaled to the range from `low` to `high`."""
     return low + (high - low) * uniform
 
 

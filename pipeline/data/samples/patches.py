@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random patches of the volumes of a split, for networks that see three dimensions."""
+"""Random patches of the volumes of a split, for 3D networks."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def patch_sides(patch_size: Any) -> list[int]:
 
 
 class PreparedVolume(Transform):
-    """An entry of a datalist becomes `{"image": (1, X, Y, Z) float32, "label": (1, X, Y, Z) uint8}`, checked.
+    """Turns an entry of a datalist into `{"image": (1, X, Y, Z) float32, "label": (1, X, Y, Z) uint8}`, and checks it.
 
-    Without a label, that is zeros.
+    For an entry without a label, the label is zeros.
 
     Args:
         preprocessing: reads one entry and scales its image to [0, 1], as for `SliceDataset`.
@@ -47,20 +47,20 @@ class PreparedVolume(Transform):
         self.preprocessing, self.out_channels = preprocessing, out_channels
 
     def __call__(self, entry: Mapping[str, str]) -> dict[str, Tensor]:
-        """Return image and label of one case; `InputError` with the name of the case for what cannot be learned."""
+        """Return image and label (1, X, Y, Z) of a case; `InputError` that names the case where these are unusable."""
         image, label = prepared_volume(entry, self.preprocessing, self.out_channels)
         if image.ndim != 4:
             raise InputError(f"case {entry['case']}: a picture has no patches of volumes; train without volumes.yaml")
-        # Patches are centred on classes; without a label, all voxels are of one.
+        # Patches are centred on voxels of all classes; without a label, all voxels count as one class.
         return {"image": image, "label": label if "label" in entry else torch.zeros_like(label)}
 
 
 class PatchDataset(CacheDataset):
     """MONAI's cache of prepared volumes; each item is a list of random patches of one volume.
 
-    It departs from the parent in what seeds the random transforms: each item draws a seed from torch's generator, whose
-    state a run keeps in last.pt, so that a resumed run sees the patches that it would have seen (without workers, which
-    have generators of their own).
+    It differs from MONAI's class in the seeds of the random transforms. Each item draws a seed from torch's generator,
+    whose state a run keeps in last.pt. So a resumed run sees the same patches as without a stop. This needs a loader
+    without workers, which have generators of their own.
 
     Args:
         datalist: entries with `case`, `image` and `label`, as `Dataset.training_datalist` gives them; those without a
@@ -84,7 +84,7 @@ class PatchDataset(CacheDataset):
             raise InputError("no case to take patches from; give a split with cases")
         prepared = PreparedVolume(preprocessing, out_channels)
         self.unlabelled_from = sum("label" in entry for entry in datalist)  # index of the first volume without a label
-        # One worker: the cases come in order, and the first bad one is told.
+        # One worker: the cases come in order, so that an error names the first bad one.
         super().__init__(datalist, Compose([prepared, *patches.transforms]), num_workers=None, progress=False)
         logger.info("volumes of %d cases in memory", len(datalist))
 
@@ -110,8 +110,8 @@ class PatchDataset(CacheDataset):
 def patch_augmentation(kind: str) -> Compose:
     """Return MONAI's random transforms for patches: "affine" or "none".
 
-    Affine is what `SliceAugmentation` calls so, without its shift, which the random place of a patch has already: a
-    rotation within 15 degrees about the patient's axis, scale 0.85..1.15, mild gamma and contrast. No flips: left and
+    Affine is that of `SliceAugmentation` without the shift, since patches have a random place already: a rotation
+    within 15 degrees about the patient's long axis (z), scale 0.85..1.15, mild gamma and contrast. No flips: left and
     right organs have labels of their own.
 
     Raises:

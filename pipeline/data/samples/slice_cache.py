@@ -33,7 +33,7 @@ _IMAGES, _LABELS, _INDEX = "images.float32", "labels.uint8", "index.json"
 def cache_key(datalist: Sequence[Mapping[str, str]], preprocessing: Sequence[Mapping[str, Any]], size: int) -> str:
     """Return a hash of the case files (path, size, time of change), the preprocessing and the slice size.
 
-    Of the preprocessing its description counts, and the code of its classes where they are not MONAI's.
+    For the preprocessing, the hash is over its description, and over the code of classes that are not MONAI's.
     """
     files = [
         (entry["case"], [_file_facts(entry[key]) for key in ("image", "label") if key in entry]) for entry in datalist
@@ -116,7 +116,7 @@ class SliceWriter:
 
 @contextlib.contextmanager
 def building(folder: Path, size: int) -> Iterator[SliceWriter]:
-    """Yield a writer into a temporary folder that becomes `folder` when all went well, and vanishes otherwise."""
+    """Yield a writer into a temporary folder, which becomes `folder` on success and is deleted otherwise."""
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)

@@ -65,7 +65,7 @@ class SliceDataset(TorchDataset):
             (1, X, Y, Z). Intensities are normalised there, per volume. Slices are taken along the last axis. A picture,
             such as a tile of tissue, is one slice: `image` (C, H, W) and `label` (1, H, W). A cache needs its
             `description`, which a `Preprocessing` has.
-        size: side of the square slices.
+        size: side S of the square slices in pixels.
         out_channels: number of classes; a label value at or above it is refused.
         cache_dir: folder for slices on disk, mapped instead of held in memory and found again by the next run.
 
@@ -83,7 +83,7 @@ class SliceDataset(TorchDataset):
         cache_dir: str | None = None,
     ) -> None:
         if not isinstance(size, int):
-            raise InputError(f"slices have one side, not {size}: to train a network of volumes, name volumes.yaml too")
+            raise InputError(f"slices have one side, not {size}: to train a 3D network, name volumes.yaml too")
         if not datalist:
             raise InputError("no case to take slices from; give a split with cases")
         self.size = size
@@ -142,9 +142,9 @@ def _prepared(
 
 
 def prepared_volume(entry: Mapping[str, str], preprocessing: Preprocess, out_channels: int) -> tuple[Tensor, Tensor]:
-    """Return the image (1, X, Y, Z) or (C, H, W) float32 and the label uint8 that `preprocessing` makes of one entry.
+    """Return the image (1, X, Y, Z) or (C, H, W) float32 and the label (1, ...) uint8 that `preprocessing` makes.
 
-    Of an entry without a label, that is `UNLABELLED` everywhere.
+    The label of an entry without one is `UNLABELLED` everywhere.
 
     Raises `InputError` with the name of the case, like `SliceDataset`.
     """
@@ -175,7 +175,7 @@ def _preprocess(case: str, entry: Mapping[str, str], preprocessing: Preprocess) 
 
 
 def _check_same_grid(case: str, image: Any, label: Any) -> None:
-    """Refuse an image and a label that lie elsewhere in the patient, where MONAI carried their affines along."""
+    """Refuse an image and a label at different places in the patient, where MONAI has kept both affines."""
     if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)):
         return
     edge, origin, angle = affine_difference(image.affine.numpy(), label.affine.numpy())
@@ -273,7 +273,7 @@ def _check_channels(case: str, channels: int, first: int) -> None:
 
 
 def _check_memory(gigabytes: float, done: int, cases: int) -> None:
-    """Refuse early what would not fit, judged by the `done` cases so far, rather than be killed after minutes."""
+    """Refuse early what would not fit into memory, estimated from the `done` cases so far, not after minutes."""
     needed = gigabytes / done * (cases - done)
     available = _available_gigabytes()
     if available is not None and needed > available:

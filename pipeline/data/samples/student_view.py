@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the student sees of a batch where the teacher sees it plain: other intensities, noise, blur, pasted rectangles.
+"""The student's own view of a batch: other intensities, noise, blur and pasted rectangles, where the teacher has none.
 
-A strong view asks the student for the teacher's answer to an easier question. That is weak-to-strong consistency, as
-FixMatch (arXiv 2001.07685) and UniMatch (arXiv 2208.09910) use it, with a distillation's teacher in place of the
-student itself. Every pixel stays where it is. CutMix (arXiv 1905.04899) takes rectangles of other images, with their
-labels, and `Cut` does the same to the teacher's maps.
+With a strong view, the student must match the answer that the teacher gives to the unchanged, easier image. FixMatch
+(arXiv 2001.07685) and UniMatch (arXiv 2208.09910) call this weak-to-strong consistency; they use the student itself in
+place of a teacher. No pixel is moved. Rectangles of other images are pasted with their labels, as in CutMix (arXiv
+1905.04899), and `Cut` does the same to the teacher's maps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pipeline.data.samples.augmentation import BatchAugmentation, between, change_intensity
 from pipeline.unlabelled import labelled_items
 
-# Wider than the ranges of `SliceAugmentation`, which stand for scanners; these are to make the image hard to read.
+# Wider than the ranges of `SliceAugmentation`: those imitate scanners, these make the image hard to read.
 _GAMMA = (0.5, 2.0)
 _CONTRAST = (0.6, 1.4)
 _BRIGHTNESS = 0.2
@@ -63,7 +63,7 @@ class StudentView(BatchAugmentation):
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Cut | None]:
-        """Return the student's images (B, C, ...), the labels (B, 1, ...) of them, and what was cut, if anything."""
+        """Return the student's images (B, C, ...), their labels (B, 1, ...) and the pasted rectangles, or None."""
         if self.kind == "same":
             return images, labels, None
         draws = self._uniform(len(images), 3)

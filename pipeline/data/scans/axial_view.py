@@ -7,7 +7,11 @@ import numpy as np
 
 
 def slice_with_most_organs(mask: np.ndarray) -> int:
-    """Return the index of the axial slice with most organs, and with most organ voxels among those."""
+    """Return the index along z of the slice with most organs; among equals, with most organ voxels.
+
+    Args:
+        mask: label map (x, y, z) in RAS order, 0 the background.
+    """
     organs = [np.unique(mask[..., z]).size for z in range(mask.shape[2])]
     voxels = np.count_nonzero(mask, axis=(0, 1))
     return int(np.lexsort((voxels, organs))[-1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which case a scan or a label map is of, by its file name, whichever tool named it."""
+"""The case that a scan or a label map belongs to, by its file name, for the naming of several tools."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def bare_name(name: str) -> str:
 def match_names(first: Collection[str], second: Collection[str]) -> dict[str, tuple[str, str]]:
     """Return the cases that are in both lists of names, as case to its name in each.
 
-    Names that are equal belong together, and of the rest those that are equal as `bare_name`, unless two names of one
-    list, or a pair of equal names, have the same bare one: then nothing tells which is meant.
+    Equal names belong together. Of the rest, names with an equal `bare_name` do. Such a pair is left out if another
+    name of either list, or a pair of equal names, has the same bare name: then it is not clear which is meant.
     """
     equal = sorted(set(first) & set(second))
     matched = {name: (name, name) for name in equal}

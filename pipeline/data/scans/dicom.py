@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder with one DICOM series read as one volume: stored values x slope + intercept, however they are displayed.
+"""A folder with one DICOM series read as one volume: stored values x slope + intercept, without display settings.
 
 The slices are ordered and spaced by their own positions. A series with a gap, with two slices at one place, or with
-slices of different grids is refused: stacked, it would look whole and measure wrong.
+slices of different grids is refused: the stack would look complete, but measurements in it would be wrong.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pipeline.data.scans.geometry import Volume, check_affine
 from pipeline.data.scans.simpleitk import affine_of, grey_array, is_grey, last_line
 from pipeline.errors import InputError
 
-# Positions are decimal text in the files; what differs more from even steps than this share is a gap or an overlap,
-# unless all of them are rounded to few digits. A gap is a third of a step and more off an even stack, so that roundings
-# up to that are told from it.
+# Positions are decimal text in the files. A step that differs by more than this share from the even one is a gap or an
+# overlap, unless all positions are rounded to few digits. A gap puts slices off an even stack by at least a third of a
+# step, so roundings up to that size can be distinguished from it.
 _STEP_TOLERANCE = 0.02
 _COARSEST_ROUNDING = 0.3
 _TILT_WORTH_A_NOTE_DEGREES = 0.1
@@ -69,7 +69,7 @@ def _named_as_slices(folder: Path) -> list[Path]:
 
 
 def _programs(folder: Path) -> list[str]:
-    """Note files whose preamble, which DICOM leaves to anybody, makes them programs as well; the voxels are safe."""
+    """Note files that are programs too, by their preamble, whose content DICOM leaves free; the voxels are safe."""
     found = []
     for path in dicom_files(folder):
         with open(path, "rb") as file:
@@ -210,9 +210,9 @@ def _rounding_mm(slices: list[_Slice]) -> float:
 
 
 def _is_even_but_for(rounding_mm: float, positions: np.ndarray, step: np.ndarray) -> bool:
-    """Tell whether positions (slices, 3), each rounded to so much, can come of even steps.
+    """Tell whether positions (slices, 3) in mm, rounded to `rounding_mm`, can come from even steps.
 
-    Half a unit is the most that rounding moves a slice, and half a unit what it moves the line between first and last.
+    Rounding moves a slice by at most half a unit, and the line between first and last slice by at most half a unit.
     """
     even = positions[0] + np.arange(len(positions))[:, None] * step
     return bool(np.abs(positions - even).max() <= 1.001 * rounding_mm)
@@ -221,7 +221,7 @@ def _is_even_but_for(rounding_mm: float, positions: np.ndarray, step: np.ndarray
 def _read_pixels(slices: list[_Slice]) -> np.ndarray:
     """Return the rescaled values (x, y, z): int16 where all fit, else int32 or float32.
 
-    Each slice has its own rescaling, so that one type for all is chosen only when all headers are known.
+    Each slice has its own rescaling, so the common type is chosen after all headers have been read.
     """
     real = any(item.pixel_id in (sitk.sitkFloat32, sitk.sitkFloat64) for item in slices)
     array = np.empty((*slices[0].size, len(slices)), dtype=np.float32 if real else np.int32, order="F")
@@ -234,7 +234,7 @@ def _read_pixels(slices: list[_Slice]) -> np.ndarray:
 
 
 def _read_slice(item: _Slice) -> sitk.Image:
-    """Return the values of a slice; GDCM turns those of MONOCHROME1 round for the screen, so it gets another word."""
+    """Return the values of a slice. GDCM inverts MONOCHROME1 for the screen, so it is told MONOCHROME2 instead."""
     if item.inverted_at is None:
         return sitk.ReadImage(str(item.path))
     content = bytearray(item.path.read_bytes())

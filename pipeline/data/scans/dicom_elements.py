@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DICOM file says of its pixels and how many it holds, read by pydicom up to the pixels.
+"""The size of a DICOM file's pixels by its header and in fact, read by pydicom up to the pixels.
 
-GDCM fills up what is missing and drops what is too much: a header with a wrong number of rows would give an image of
-another shape without a word. It also takes what concerns the screen alone for the values, or the reverse: here is told
-what the values need.
+GDCM fills up missing pixels and drops surplus ones: a header with a wrong number of rows would give an image of another
+shape without a message. GDCM also mixes up elements that concern the display with elements that concern the values.
+This module finds those that the values need.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class PixelSize:
 def pixel_size(path: Path) -> PixelSize:
     """Return what a DICOM file says of its pixels; `InputError` where its elements cannot be followed to them.
 
-    Files whose elements are deflated as a whole are refused too: nothing bounds what they grow to. So are those whose
-    values GDCM would not read as they are meant: a table of values, a rescaling that is none, bits off their place.
+    Files whose elements are deflated as a whole are refused too, since they may grow without bound. Files whose values
+    GDCM would misread are refused as well: a table of values, an invalid rescaling, bits at an unusual place.
     """
     try:
         with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def _up_to_pixels(path: Path) -> tuple[FileDataset, dict[int, int], int | None]:
         seen.append(tag)
         return tag == _PIXELS
 
-    # A map, unlike a file, never reads or goes behind its end, whatever length an element claims.
+    # A memory map, unlike a file, never reads beyond its end, whatever length an element claims.
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         header = read_partial(content, at_pixels, specific_tags=[*_NUMBERS, *_VALUES])
         pixels = next(data_element_generator(content, *header.original_encoding, defer_size=_DEFER_ALL), None)
@@ -104,7 +104,7 @@ def _number(header: FileDataset, tag: int) -> int:
 
 
 def _check_values(path: Path, header: FileDataset) -> None:
-    """Refuse what says how stored bits become values, and is not read so."""
+    """Refuse elements that say how stored bits become values, but that GDCM does not read in this way."""
     if _LOOKUP_TABLE in header:
         raise InputError(f"{path}: a table gives the values (Modality LUT Sequence); export them with slope, intercept")
     if _BITS_STORED in header and _HIGH_BIT in header:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which format a scan has, by its name and first bytes: told before any reader is loaded."""
+"""The format of a scan by its name and first bytes, found before any reader is loaded."""
 
 from __future__ import annotations
 

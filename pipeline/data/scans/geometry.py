@@ -48,12 +48,12 @@ class Volume:
 
     @property
     def steps_mm(self) -> np.ndarray:
-        """Steps along x, y and z of the array, (3, 3): column by column, in mm of RAS."""
+        """Steps in mm, (3, 3): column i is the vector (R, A, S) from one voxel to the next along array axis i."""
         return self.affine[:3, :3]
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
-    """Return the length in mm of one step along each array axis."""
+    """Return the length in mm of one step along each array axis, three for an affine (4, 4)."""
     return tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
 
 
@@ -61,7 +61,8 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
 def check_affine(path: Path, affine: np.ndarray, source: str) -> list[str]:
     """Refuse an affine that gives voxels no place or no size; return notes on what is odd about a usable one.
 
-    `source` names where it was read ("sform", "space directions"). Raises `InputError`.
+    `affine`: (4, 4), voxel indices to mm. `source`: where it was read ("sform", "space directions"), for messages.
+    Raises `InputError`.
     """
     if not np.isfinite(affine).all():
         raise InputError(f"{path}: the {source} holds NaN or infinities; write a valid one, such as the scanner's")
@@ -82,7 +83,7 @@ def _edges(edges: np.ndarray) -> str:
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a view of `array` (x, y, z, ...) with its axes nearest to R, A, S, and the affine of that view.
+    """Return a view of `array` (x, y, z, ...) with its axes nearest to R, A, S, and the affine (4, 4) of that view.
 
     Axes are permuted and flipped, nothing is interpolated or copied; equals MONAI's `Orientation("RAS")`. An oblique
     scan stays oblique.
@@ -91,15 +92,16 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def from_ras(array_ras: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return a view of `array_ras` (from `to_ras`, or of its shape) in the voxel order of the original `affine`."""
+    """Return a view of `array_ras` (x, y, z, ...) in RAS order, turned to the voxel order of the original `affine`."""
     ras = np.array([[0, 1], [1, 1], [2, 1]])
     return nib.apply_orientation(array_ras, nib.orientations.ornt_transform(ras, nib.io_orientation(affine)))
 
 
 def to_voxel_order_of(array: np.ndarray, affine: np.ndarray, other_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a view of `array` with its axes permuted and flipped as those of `other_affine`, and its affine.
+    """Return a view of `array` (x, y, z, ...) with axes in the order and direction of `other_affine`, and its affine.
 
-    The two are compared with each other: to which side of the patient an axis at 45 degrees points, rounding decides.
+    Affines are (4, 4). They are compared with each other and not with R, A, S: for an axis at 45 degrees, rounding
+    would decide to which side of the patient it points.
     """
     return _reoriented(array, affine, nib.io_orientation(np.linalg.inv(other_affine) @ affine))
 
@@ -110,7 +112,7 @@ def _reoriented(array: np.ndarray, affine: np.ndarray, change: np.ndarray) -> tu
 
 
 def affine_difference(affine: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Return how far two affines differ: voxel edge (mm), origin (mm) and axis direction (radians), each the worst."""
+    """Return the largest difference of two affines (4, 4) in voxel edge (mm), origin (mm) and axis direction (rad)."""
     edges, other_edges = np.linalg.norm(affine[:3, :3], axis=0), np.linalg.norm(other[:3, :3], axis=0)
     axes, other_axes = affine[:3, :3] / edges, other[:3, :3] / other_edges
     # The arc tangent keeps small angles, which the arc cosine of a value near 1 loses.

@@ -25,9 +25,9 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 class VolumeReader(ImageReader):
     """Reads every format of `read_volume`: `LoadImaged(keys, reader=VolumeReader)`.
 
-    `LoadImage` catches whatever a reader's `read` raises and hands the file to the next reader, which takes much that
-    is refused here (a wrong checksum, NaN voxels). So `read` only passes the path on, and `get_data` reads: what it
-    raises arrives at the caller.
+    `LoadImage` catches all errors of a reader's `read` and hands the file to the next reader, which accepts much that
+    is refused here (a wrong checksum, NaN voxels). So `read` only passes the path on, and `get_data` reads the file:
+    its errors reach the caller.
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:

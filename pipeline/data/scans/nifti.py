@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files read so that a damaged or lying file is refused, not half believed.
+"""NIfTI files; a file that is damaged or has a wrong header is refused.
 
-NiBabel reads the headers. The bytes are read here, because a gzip member's checksum stands at its end and a reader
-that stops after the last voxel never compares it: a flipped byte then changes voxels in silence. The stream is read
-into one buffer of the size that the header promises, and no further.
+NiBabel reads the headers. The voxels are read here. A gzip member has its checksum at its end, and a reader that stops
+after the last voxel never compares it: a flipped byte then changes voxels in silence. The stream is read into one
+buffer of the size that the header promises, and no further.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipeline.files.atomic import replace_when_complete
 MAX_VOXEL_BYTES = 8 << 30
 _CHUNK_BYTES = 1 << 20
 _LEVEL = 4
-# Deflate cannot shrink more than 1032 times (its longest match, 258 bytes, costs two bits): a header that promises
-# more than that lies.
+# Deflate cannot shrink data more than 1032 times (its longest match, 258 bytes, costs two bits). A header that promises
+# more voxels than that is wrong.
 _DEFLATE_LIMIT = 1032
-# A gigabyte or more that shrank 400 times is no scan: noise alone keeps those under 20, and label maps are small.
+# A gigabyte or more that shrank 400 times is no scan: noise keeps scans below a factor of 20, and label maps are small.
 _BOMB_BYTES, _BOMB_RATIO = 1 << 30, 400
 # Extensions stand between header and voxels; more than this is a damaged offset.
 _MAX_EXTENSION_BYTES = 64 << 20
@@ -60,7 +60,7 @@ def read_nifti(path: Path, max_bytes: int = MAX_VOXEL_BYTES) -> Volume:
 
 
 def _check_content(path: Path) -> None:
-    """Refuse what the first bytes betray: an empty file, a web page, a name that does not fit the compression."""
+    """Refuse by the first bytes: an empty file, a web page, a name that does not fit the compression."""
     with open(path, "rb") as file:
         start = file.read(352)
     compressed = start[:2] == b"\x1f\x8b"
@@ -81,7 +81,7 @@ def _check_content(path: Path) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[BinaryIO]:
-    """Open `path`, through gzip where its name says so; what fails while reading it becomes an `InputError`."""
+    """Open `path`, through gzip where its name says so; errors while reading become `InputError`."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rb") as stream:
         try:
@@ -95,7 +95,7 @@ def _readable(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, np.ndarray]:
-    """Return the header, and the voxel edges as they stand in it: NiBabel's own checks turn an edge of 0 into 1 mm."""
+    """Return the header and the voxel edges (mm) stored in it; NiBabel's own checks turn an edge of 0 into 1 mm."""
     block = stream.read(348)
     size = {block[:4], block[:4][::-1]}
     if len(block) == 348 and (540).to_bytes(4, "little") in size:
@@ -269,7 +269,7 @@ def _count(stream: BinaryIO, limit: int) -> int:
 
 
 def _unused_scaling(header: nib.Nifti1Header) -> list[str]:
-    """Note a scaling that says nothing: infinite, or an offset to a slope of 0 or NaN, which both mean none."""
+    """Note a scaling that has no effect: infinite, or an offset with a slope of 0 or NaN, which mean no scaling."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     lost_offset = math.isfinite(inter) and inter != 0
     if math.isinf(slope) or ((slope == 0 or math.isnan(slope)) and lost_offset):
@@ -278,7 +278,7 @@ def _unused_scaling(header: nib.Nifti1Header) -> list[str]:
 
 
 def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
-    """Return the values that the header means by the stored ones, without a float64 copy of the volume."""
+    """Return the stored values scaled as the header says, without a float64 copy of the volume."""
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:

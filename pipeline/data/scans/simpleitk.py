@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """NRRD and MetaImage files (`.nrrd`, `.mha`, `.mhd`) through SimpleITK, which MONAI has no reader for.
 
-Not used for NIfTI: SimpleITK refuses affines that NiBabel reads. What SimpleITK passes over in silence is refused here:
-a header that gives no voxel size, other units than mm, values that the header rescales, data that do not unpack, and
-more voxels than the header promises.
+It is not used for NIfTI: SimpleITK refuses affines that NiBabel reads. Some faults that SimpleITK ignores are refused
+here: a header that gives no voxel size, other units than mm, values that the header rescales, data that do not unpack,
+and more voxels than the header promises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CHUNK_BYTES = 1 << 20
 # The file with the voxels (None where part of it is skipped), the byte where they begin, and their packing.
 _Voxels = tuple[Path | None, int, str]
-# The spaces that say which way is left; ITK takes any other as if it were LPS.
+# The spaces that define left and right; ITK takes any other as if it were LPS.
 _ANATOMICAL_SPACES = {
     *("right-anterior-superior", "left-anterior-superior", "left-posterior-superior"),
     *("ras", "las", "lps"),
@@ -65,7 +65,7 @@ def read_simpleitk(path: Path, max_bytes: int) -> Volume:
 def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """Return the (4, 4) voxel to mm affine in RAS of an image or of a reader that has read its header.
 
-    Of more than three dimensions the first three count.
+    If there are more than three dimensions, the first three are taken.
     """
     affine, spacing = np.eye(4), np.asarray(image.GetSpacing())
     direction = np.reshape(image.GetDirection(), (len(spacing), len(spacing)))
@@ -83,7 +83,7 @@ def grey_array(image: sitk.Image) -> np.ndarray:
 
 
 def last_line(error: RuntimeError) -> str:
-    """Return what ITK's many lines of an exception end with, which names the cause."""
+    """Return the last line of an exception of ITK, which names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "unknown cause"
 
@@ -202,7 +202,7 @@ def _check_meta_scaling(path: Path, fields: dict[str, str]) -> None:
 def _check_data(path: Path, data: Path | None, start: int, packing: str, reader: sitk.ImageFileReader) -> list[str]:
     """Compare the voxels that the file holds with those that its header promises; returns a note on a few bytes more.
 
-    A header that lost a slice reads without complaint otherwise, and an image of another shape is another image.
+    Otherwise, a header with a slice too few would be read without a message, as an image of another shape.
     """
     promised = _promised_bytes(reader)
     if data is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text headers of NRRD and MetaImage files, checked line by line before a library in C++ parses them.
 
-Those parsers write past their buffers where a header lies about the number of dimensions or where a value is very long.
-So every line must be one that the formats know, with as many numbers as the dimensions ask for. A header also must not
-name files outside its folder.
+Those parsers write past their buffers if a header has a wrong number of dimensions or a very long value. So every line
+must be one that the format defines, with as many numbers as there are dimensions. A header also must not name files
+outside its folder.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scans and label maps on disk: one way to read and write them, for preparing data, training and inference alike.
 
-What would give a silently wrong mask or number is refused with an `InputError`; what is odd but safe is read and said
-in `Volume.notes`.
+Files that could give a wrong mask or number without notice are refused with an `InputError`. Files that are odd but
+safe are read, with a sentence in `Volume.notes`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "write_label_map",
 ]
 
-# Label maps saved as floats carry rounding of this order; anything more is interpolation, and no class any more.
+# Label maps saved as floats have rounding errors of this order; larger ones come from interpolation between classes.
 _LABEL_TOLERANCE = 1e-3
 _MOST_LISTED = 10
 
@@ -106,8 +106,8 @@ def read_label(
 ) -> Volume:
     """Read a label map as uint8.
 
-    `like`: the image on whose grid it must lie; a map of the same grid whose axes are merely stored in another order
-    or direction is turned into the image's. `labels`: the values that may occur. Raises `InputError` as `read_volume`
+    `like`: the image whose grid it must have; if only the order or direction of the stored axes differs, the map is
+    turned to the image's. `labels`: the values that may occur. Raises `InputError` as `read_volume`
     does, and for values that are not whole (within 1e-3), not in 0..255 or not in `labels` (listed with counts), and
     for another grid than that of `like`.
     """
@@ -199,7 +199,7 @@ def write_label_map(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
 
 
 def signed_values(array: np.ndarray) -> np.ndarray:
-    """Return the values in a type that torch computes with: of the unsigned ones it knows uint8 alone.
+    """Return an array, of any shape, in a type that torch computes with: uint8 is its only unsigned one.
 
     uint16 becomes int16 (a view) where all values fit, as in CT stored unsigned, else int32; uint32 becomes int64 and
     uint64 float32. Other types pass through.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Histology slides, of any size: regions of level 0 as RGB, and a small picture of the whole.
 
-A slide of 100,000 pixels a side does not fit into memory, so nothing here decodes more than what is asked for. MONAI's
+A slide of 100,000 pixels a side does not fit into memory, so only the requested region is decoded. MONAI's
 `WSIReader` is not used: with tifffile it decodes the whole level for every region (`asarray(level=...)`, MONAI 1.6.1),
-and with any backend one damaged tile ends the reading. Here that tile comes back white and is named in
+and with any backend one damaged tile ends the reading. Here such a tile is returned white and listed in
 `Slide.unreadable`.
 """
 
@@ -24,7 +24,7 @@ from pipeline.data.slides.pictures import COLOUR, GREY
 from pipeline.errors import InputError
 
 WHITE = 255
-# What a label map has where the slide could not be read.
+# The value of a label map where the slide could not be read.
 UNREADABLE = 255
 
 # Scanners write 0.1 to 10 micrometres a pixel; 72, 96 or 300 dots an inch are what programs put in for "unknown".
@@ -53,8 +53,8 @@ class LevelError(Exception):
 class Slide(ABC):
     """An open slide, to be closed or used in a `with` statement, by one thread at a time of the process that opened it.
 
-    `height` and `width` are those of level 0, `pixel_um` its micrometres a pixel or None where the file does not tell.
-    `unreadable` grows while reading and lists each damaged part once; `notes` says what is odd but safe.
+    `height` and `width` are those of level 0 in pixels, `pixel_um` is the side of its pixels in micrometres, or None if
+    unknown. `unreadable` grows while reading and lists each damaged part once; `notes` lists what is odd but safe.
     """
 
     def __init__(self, path: str | os.PathLike[str], height: int, width: int, pixel_um: float | None = None) -> None:
@@ -66,7 +66,7 @@ class Slide(ABC):
         self._unreadable_px = 0
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Return a region of level 0 as (height, width, 3) uint8 RGB; what cannot be read is white.
+        """Return a region of level 0 as (height, width, 3) uint8 RGB; parts that cannot be read are white.
 
         Raises ValueError for a region that is empty or reaches outside, `InputError` once nothing at all is readable.
         """
@@ -180,7 +180,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 def credible_um(pixel_um: float | None) -> float | None:
-    """Return micrometres a pixel if a microscope can have them, else None."""
+    """Return the pixel side in micrometres if it is possible for a microscope, else None."""
     if pixel_um is None or not _CREDIBLE_UM[0] <= pixel_um <= _CREDIBLE_UM[1]:
         return None
     return pixel_um

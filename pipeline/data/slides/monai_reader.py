@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 class PictureReader(ImageReader):
     """Reads pictures for `LoadImaged`: (H, W, C) uint8 with `channels`, or label images (H, W) uint8 with `labels`.
 
-    MONAI's `PILReader` swaps the axes to (W, H), takes palettes for values and drops alpha channels in silence. As in
-    `VolumeReader`, `read` passes the path on, so that what `get_data` refuses arrives at the caller.
+    MONAI's `PILReader` swaps the axes to (W, H), reads palette indices as values and drops alpha channels in silence.
+    As in `VolumeReader`, `read` only passes the path on, so that errors of `get_data` reach the caller.
     """
 
     def __init__(self, channels: int | None = None, labels: Collection[int] | None = None) -> None:
@@ -37,7 +37,7 @@ class PictureReader(ImageReader):
         return tuple(os.fspath(name) for name in ensure_tuple(data))
 
     def get_data(self, img: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the pixels and metadata that MONAI's transforms expect; `InputError` as `read_image` raises it."""
+        """Return pixels, (H, W, C) or label (H, W), and the metadata for MONAI; `InputError` as in `read_image`."""
         if len(img) != 1:
             raise InputError(f"{', '.join(img)}: {len(img)} files for one image; give one file a key")
         if self.channels is None:

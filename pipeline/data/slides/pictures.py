@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain pictures of tissue and their masks: PNG, JPEG and one-page TIFF, as 8-bit grey or RGB and nothing else.
 
-What a viewer shows and what a program reads differ for many files (palettes, transparency, inks, 16 bits, a rotation
-in the metadata). Converting in silence would change stain or place, so such files are refused with what to do.
+For many files, a viewer shows something other than what a program reads (palettes, transparency, inks, 16 bits, a
+rotation in the metadata). A silent conversion could change stains or places, so such files are refused with a line that
+says what to do.
 
-Damage is refused as far as a file shows it: the checksums of PNG and of deflated TIFF are compared, and files that end
-early are refused (but not a PNG without its last four bytes, which say nothing). JPEG, and TIFF that is compressed in
-another way or not at all, have no checksum, and what libjpeg says of garbage in a JPEG does not reach Python through
-Pillow: bytes changed in the middle of those go unnoticed.
+Damaged files are refused where the damage can be found. The checksums of PNG and of deflated TIFF are compared. Files
+that end early are refused, except a PNG that lacks only its last four bytes, which hold nothing. JPEG and TIFF with
+another or no compression have no checksum, and Pillow does not pass libjpeg's warnings on to Python. So changed bytes
+in the middle of those files go unnoticed.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _no_label_image(path: str | os.PathLike[str], picture: Image.Image) -> str |
 
 
 def read_mask_colours(path: str | os.PathLike[str]) -> np.ndarray:
-    """Return a mask as anybody may have drawn it: (H, W) uint8 for grey or one-bit files, (H, W, 3) for colours.
+    """Return a mask from any drawing tool: (H, W) uint8 for grey or one-bit files, (H, W, 3) uint8 for colours.
 
     A palette stands for its colours, one-bit files hold 0 and 255 and grey of 2 or 4 bits is stretched to 0..255, as
     viewers show them; an alpha channel is dropped where it is opaque throughout. Raises `InputError` for files that
@@ -214,7 +215,7 @@ def _unidentified(path: Path) -> str:
 
 
 def _check_layout(path: Path, picture: Image.Image, load: bool) -> None:
-    """Refuse what Pillow would reduce in silence: 16 bits, further pages or channels, a rotation that viewers apply."""
+    """Refuse what Pillow would drop in silence: 16 bits, further pages or channels, a rotation in the metadata."""
     bits = _bits_a_channel(path, picture)
     if bits > 8:
         raise InputError(f"{path} has {bits} bits a channel; save it with 8, scaled as it should look")

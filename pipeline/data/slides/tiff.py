@@ -43,9 +43,10 @@ _UM_A_UNIT = {2: 25400.0, 3: 10000.0}  # TIFF's ResolutionUnit: inch, centimetre
 class TiffSlide(Slide):
     """A TIFF of 8-bit grey or RGB, classic or BigTIFF; decoded segments are kept up to `cache_bytes`.
 
-    Levels are the sub-images of the first page and further pages of its aspect. A segment without bytes is background:
-    white. One that lies outside the file or does not decode is white and listed in `unreadable`; JPEG has no checksum,
-    so that there only a cut end and what libjpeg refuses are found. Raises `InputError` for other kinds of TIFF.
+    Levels are the sub-images of the first page and further pages with the same aspect ratio. A segment without bytes is
+    white background. A segment that lies outside the file or cannot be decoded is white and listed in `unreadable`.
+    JPEG has no checksum: only a missing end and errors of libjpeg are found. Raises `InputError` for other kinds of
+    TIFF.
     """
 
     def __init__(self, path: str | os.PathLike[str], cache_bytes: int = CACHE_BYTES) -> None:

@@ -6,8 +6,9 @@ arXiv 1811.03233 (the loss with a margin m that stands in for the difference of 
 
     L = mean [t <= 0] max(0, m + r(s))^2 + [t > 0] max(0, m - r(s))^2
 
-with r a trained connector (convolution of kernel 1 and batch normalisation). The formula is dense as it stands. Only
-the sign of the teacher's values counts, so that a tap after a ReLU serves as well as one before it: zero is inactive.
+with r a trained connector (convolution of kernel 1 and batch normalisation). The formula fits dense prediction as it
+is. Only the sign of the teacher's values counts, so that a tap after a ReLU serves as well as one before it: zero is
+inactive.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ActivationBoundaries(DistillationMethod):
         self.connectors = connectors_of(pair)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `ab`."""
+        """Return the scalar term `ab`; shapes as in `DistillationMethod`."""
         taps = zip(self.connectors, student.features, teacher.features, strict=True)
         losses = [boundary_loss(connector(mine, theirs), theirs, self.margin) for connector, mine, theirs in taps]
         return {"ab": torch.stack(losses).mean()}

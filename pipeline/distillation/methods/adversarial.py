@@ -65,7 +65,10 @@ class AdversarialDistillation(DistillationMethod):
         self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, max(total_steps, 1), POWER)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `adversarial`; the discriminator collects no gradient."""
+        """Return the scalar term `adversarial`; the discriminator collects no gradient.
+
+        Shapes as in `DistillationMethod`.
+        """
         self.discriminator.requires_grad_(False)
         with torch.autocast(student.logits.device.type, enabled=False):
             return {"adversarial": -self.discriminator(student.logits.float()).mean()}
@@ -75,7 +78,7 @@ class AdversarialDistillation(DistillationMethod):
         return []
 
     def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
-        """Take one step of the discriminator; return its loss as `discriminator`."""
+        """Take one step of the discriminator; return its loss, a scalar, as `discriminator`."""
         self.discriminator.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(student.logits.device.type, enabled=False):

@@ -6,8 +6,8 @@ Wang et al., "Pay Attention to Features, Transfer Learn Faster CNNs", ICLR 2020 
     rho  = sigmoid(W2 relu(W1 mean_pixels(t))),  divided by its sum over channels
     L    = sum_c rho_c ||s_c / ||s_c||_2 - t_c / ||t_c||_2||_2^2      (the mean over images and taps), from 0 to 4
 
-with s_c, t_c the maps of one channel over all positions. The formula is dense as it stands. W1 and W2 learn with the
-student: they may prefer channels that it follows easily, and the sigmoid bounds by how much.
+with s_c, t_c the maps of one channel over all positions. The formula fits dense prediction as it is. W1 and W2 learn
+with the student: they may prefer channels that it follows easily, and the sigmoid bounds by how much.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class AttentiveFeatures(DistillationMethod):
         )
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `afd`."""
+        """Return the scalar term `afd`; shapes as in `DistillationMethod`."""
         taps = zip(self.adapters, self.attention, student.features, teacher.features, strict=True)
         losses = [
             attentive_distance(adapter(mine, theirs), theirs, attention(theirs.detach()))

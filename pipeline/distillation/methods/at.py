@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention transfer: the student looks where the teacher looks.
+"""Attention transfer: the student's features are strong at the places where the teacher's are.
 
 Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, eq. 2 with the
 squared distance of the authors' code:
@@ -8,7 +8,7 @@ squared distance of the authors' code:
     Q(F)  = A / ||A||_2                        (over all positions of one image)
     L     = ||Q(student) - Q(teacher)||_2^2    (the mean over images and taps), from 0 to 2
 
-The formula is dense as it stands: maps of any number of channels and axes are compared position by position.
+The formula fits dense prediction as it is: maps of any number of channels and axes are compared position by position.
 """
 
 from __future__ import annotations
@@ -63,6 +63,6 @@ class AttentionTransfer(DistillationMethod):
         self.p = p
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `at`."""
+        """Return the scalar term `at`; shapes as in `DistillationMethod`."""
         taps = zip(student.features, teacher.features, strict=True)
         return {"at": torch.stack([attention_loss(*tap, self.p) for tap in taps]).mean()}

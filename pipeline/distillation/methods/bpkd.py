@@ -7,8 +7,9 @@ Liu et al., "BPKD: Boundary Privileged Knowledge Distillation For Semantic Segme
     edge = tau^2 mean over x in E of KL(softmax_k(teacher(x) / tau) || softmax_k(student(x) / tau))
     body = tau^2 / K sum_k KL(softmax over x not in E (teacher_k(x) / tau) || likewise of the student)
 
-Both are means over images. What is simpler than in the paper: one band E serves all classes, where the authors mask the
-logits of each class by the band of that class; it is found at the size of the logits; and the weights are ours.
+Both are means over images. It differs from the paper in three points. One band E serves all classes, where the authors
+mask the logits of each class by the band of that class. The band is found at the size of the logits. The weights are
+ours.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ class BoundaryPrivileged(DistillationMethod):
     """The terms `bpkd_edge` (`edge_divergence`) and `bpkd_body` (`channel_divergence` outside the band).
 
     Args:
-        pair: not needed beyond the logits.
+        pair: the two networks; only their logits are used.
         weight: factor on both weights.
         edge: weight of the edges' term.
         body: weight of the bodies' term; see `cwd`, whose term it resembles.
-        radius: pixels of the band on either side of a boundary. At 64 pixels 2 leave no inside of a small organ.
+        radius: pixels of the band on either side of a boundary. In images of 64 x 64, a radius of 2 leaves no inside of
+            a small organ.
         edge_temperature: of the softmax over classes, as of `kd`.
         body_temperature: of the softmax over places, as of `cwd`.
 
@@ -86,7 +88,10 @@ class BoundaryPrivileged(DistillationMethod):
         self.body_temperature = check_number("bpkd", "body_temperature", body_temperature)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `bpkd_edge` and `bpkd_body`; where a label is no class, the teacher's likeliest counts."""
+        """Return the scalar terms `bpkd_edge` and `bpkd_body`; shapes as in `DistillationMethod`.
+
+        Where a label is no class, the teacher's likeliest class counts.
+        """
         logits = student.logits, teacher.logits
         band = edge_band(known_classes(labels, teacher.logits).unsqueeze(1), self.radius)
         return {

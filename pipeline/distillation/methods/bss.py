@@ -106,7 +106,7 @@ class BoundarySamples(DistillationMethod):
         self.pair = pair
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `bss`."""
+        """Return the scalar term `bss`; shapes as in `DistillationMethod`."""
         pair, images = self.pair, seen_images(student)
         images = images[: max(2, math.ceil(self.share * len(images)))]
         moved = boundary_images(

@@ -8,7 +8,8 @@ vectors of unit length, by the first terms of its Taylor series:
     L       = mean_ij (k(f_i, f_j; student) - k(f_i, f_j; teacher))^2
 
 The original compares the images of a batch by one vector each. Here the vectors are those of regions, the means of the
-last tap over the squares of a grid in all images of the batch. A kernel has no channels: no adapter is needed.
+last tap over the squares of a grid in all images of the batch. The kernel of two vectors is one number for any number
+of channels, so no adapter is needed.
 """
 
 from __future__ import annotations
@@ -64,6 +65,6 @@ class CorrelationCongruence(DistillationMethod):
         self.grid, self.regions = check_regions("cc", grid, regions)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `cc`."""
+        """Return the scalar term `cc`; shapes as in `DistillationMethod`."""
         both = batch_regions(student.features[-1], teacher.features[-1].detach(), grid=self.grid, most=self.regions)
         return {"cc": F.mse_loss(*(taylor_kernel(vectors, self.gamma, self.order) for vectors in both))}

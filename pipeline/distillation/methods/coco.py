@@ -9,8 +9,8 @@ segmentation", IEEE BIBM 2021, arXiv 2108.12173. The authors' loss file is not p
     M   = G_shallow G_deep                                         (cross-layer correlation, N x N)
     L   = mean((M_student - M_teacher)^2)
 
-M has no channels, so that taps of any channels are compared as they are: no paraphraser, no adapter. A factor 1 / N
-before M would only tie the weight to the number of regions; without it the values of M are about 1.
+M doesn't depend on the number of channels, so no paraphraser and no adapter is needed. A factor 1 / N before M would
+only tie the weight to the number of regions; without it the values of M are about 1.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class CoCoLoss(nn.Module):
         self.grid = grid
 
     def forward(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return the loss of (shallow, deep) maps (B, C, ...) of any channels and sizes; none reaches `teacher`."""
+        """Return the loss of (shallow, deep) maps (B, C, ...) of any channels and sizes.
+
+        No gradient reaches `teacher`.
+        """
         grid_shape = common_grid(self.grid, *student, *teacher)
         of_student = cross_layer_correlation(*(region_vectors(tap, grid_shape) for tap in student))
         with torch.no_grad():
@@ -101,7 +104,7 @@ class CoCo(DistillationMethod):
         self.loss = CoCoLoss(most if grid is None else check_whole("coco", "grid", grid, 2, most))
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `coco`."""
+        """Return the scalar term `coco`; shapes as in `DistillationMethod`."""
         ends = ((view.features[0], view.features[-1]) for view in (student, teacher))
         return {"coco": self.loss(*ends)}
 
@@ -117,11 +120,12 @@ def build_coco(
     balance: float = BALANCE,
     adversarial_kind: str = "wgan-gp",
 ) -> dict[str, DistillationMethod]:
-    """Return CoCo: the correlation, knowledge distillation and, if wanted, the adversary that the paper trains beside.
+    """Return CoCo: the correlation term, knowledge distillation and, if wanted, the paper's adversary.
 
-    The adversary is left out by default: it has a fiftieth of the labels' gradient and takes two thirds of a step.
+    The adversary is left out by default: its gradient is a fiftieth of the segmentation loss's, and it takes two thirds
+    of a step's time.
 
-    The parts beside the correlation have the weights that they have in Graph Flow, so that the two can be compared.
+    The parts other than the correlation have the weights that they have in Graph Flow, so that the two can be compared.
 
     Args:
         pair: the two networks.
@@ -139,6 +143,6 @@ def build_coco(
     methods: dict[str, DistillationMethod] = {"coco": CoCo(pair, weight=weight, grid=grid)}
     if kd != 0:
         methods["kd"] = KnowledgeDistillation(pair, weight=kd, temperature=temperature, balance=balance)
-    if adversarial != 0:  # a discriminator that nobody listens to would only cost time
+    if adversarial != 0:  # a discriminator of weight 0 would only cost time
         methods["adversary"] = build_adversary("coco", "adversarial", pair, adversarial, adversarial_kind)
     return methods

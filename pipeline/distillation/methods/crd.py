@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive representation distillation: the student's view of a place tells the teacher's of it from all others.
+"""Contrastive representation distillation: a region's embedding in the student picks its own in the teacher.
 
 Tian et al., "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699, with the loss of InfoNCE (van den
 Oord et al., arXiv 1807.03748) and without its memory of embeddings:
@@ -8,8 +8,8 @@ Oord et al., arXiv 1807.03748) and without its memory of embeddings:
     L   = mean_i -log( exp(u_i . v_i / T) / sum_j exp(u_i . v_j / T) ),   and the same with u and v exchanged, halved
 
 The original has one embedding for each image and draws 16,384 others from a memory. Here the embeddings are those of
-regions, the squares of a grid over the deep taps; the others of the image and of the batch are the negatives. Many
-regions of a scan look alike (air, background); what the loss has of telling those apart cannot be learned.
+regions, the squares of a grid over the deep taps; the other regions of the image and of the batch are the negatives.
+Many regions of a scan look alike (air, background). The part of the loss that would tell them apart cannot be learned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.distillation.settings import check_number, check_whole
 
 
 def contrast(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
-    """Return InfoNCE of paired embeddings, the mean of both directions: log N where nothing is told apart.
+    """Return InfoNCE of paired embeddings, the mean of both directions; log N where all embeddings are alike.
 
     Args:
         student: (N, D), of any length.
@@ -72,7 +72,7 @@ class ContrastiveRepresentation(DistillationMethod):
         self.of_teacher = nn.Linear(pair.teacher_channels[-1], dimensions)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `crd`."""
+        """Return the scalar term `crd`; shapes as in `DistillationMethod`."""
         deep = student.features[-1], teacher.features[-1].detach()
         mine, theirs = batch_regions(*deep, grid=self.grid, most=self.regions)
         return {"crd": contrast(self.of_student(mine), self.of_teacher(theirs), self.temperature)}

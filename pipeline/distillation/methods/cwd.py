@@ -5,9 +5,9 @@ Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 202
 
     L = tau^2 / C sum_c KL(softmax_x(teacher_c(x) / tau) || softmax_x(student_c(x) / tau))
 
-with the softmax over the places x of one channel c of one image, and the mean over the batch. The formula is dense as
-it stands. A channel has a sum of one however small its organ is, so that rare classes count as much as the background.
-Adding a number to a channel changes nothing: what the class of a pixel is must be learnt from another loss.
+with the softmax over the places x of one channel c of one image, and the mean over the batch. The formula fits dense
+prediction as it is. A channel has a sum of one however small its organ is, so that rare classes count as much as the
+background. Adding a number to a channel changes nothing: the class of a pixel must be learnt from another loss.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ class ChannelWise(DistillationMethod):
         self.adapter = Adapter(*last) if features else None
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `cwd_logits`, and `cwd_features` if features count."""
+        """Return the scalar term `cwd_logits`, and `cwd_features` if features count.
+
+        Shapes as in `DistillationMethod`.
+        """
         terms = {"cwd_logits": channel_divergence(student.logits, teacher.logits, self.temperature)}
         if self.adapter is not None:
             mine, hint = self.adapter(student.features[-1], teacher.features[-1]), teacher.features[-1]

@@ -7,14 +7,14 @@ softmax of the logits over the K classes and r Pearson's correlation:
     inter = mean over pixels  of (1 - r over classes of p(x; student) and p(x; teacher))
     intra = mean over classes of (1 - r over pixels  of p_k(student)  and p_k(teacher))
 
-As in the authors' code for segmentation, a sample is a pixel, and `intra` takes all pixels of the batch at once. A
-class is then rarely absent, and that some images have more of it than others is part of what is correlated.
+As in the authors' code for segmentation, a sample is a pixel, and `intra` takes all pixels of the batch at once. Then a
+class is rarely absent, and differences between images in the amount of a class count too. r is computed by
 
     1 - r = 1/2 mean (z_student - z_teacher)^2,   z = (p - mean p) / sqrt(var p + 0.01^2)
 
-is how r is computed. The 0.01 is ours: without it the gradient is infinite where probabilities are all alike, as those
-of a class that no pixel has. With it equal networks still have a loss of zero, and where the teacher's are alike the
-student's shall be too.
+The 0.01 is ours. Without it, the gradient is infinite where all probabilities are alike, such as those of a class that
+no pixel has. With it, equal networks still have a loss of zero. Where the teacher's probabilities are alike, the
+student learns to make its own alike.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALIKE = 0.01
 
 
 def standardised(values: torch.Tensor, dim: int | Sequence[int]) -> torch.Tensor:
-    """Return values with a mean of 0 and a variance of 1 along `dim`, or less where they are nearly alike."""
+    """Return values, of any shape, with mean 0 and variance 1 along `dim`; a smaller variance if nearly alike."""
     variance, mean = torch.var_mean(values, dim, correction=0, keepdim=True)
     return (values - mean) * (variance + ALIKE**2).rsqrt()
 
@@ -50,11 +50,11 @@ def correlation_distance(student: torch.Tensor, teacher: torch.Tensor, dim: int 
 class StrongerTeacher(DistillationMethod):
     """The terms `dist_inter` and `dist_intra`.
 
-    It sees the batch of all processes: the correlation over pixels is no mean over images. With two classes the
-    probabilities of a pixel correlate by +1 or -1, and `intra` alone teaches.
+    It needs the batch of all processes, since the correlation over pixels is no mean over images. With two classes, the
+    probabilities of a pixel correlate by +1 or -1, so that only `intra` teaches.
 
     Args:
-        pair: not needed beyond the logits.
+        pair: the two networks; only their logits are used.
         weight: factor on both weights.
         inter: weight of the term over classes; 1 in the authors' code for segmentation.
         intra: weight of the term over pixels; likewise. Both terms start at about 1 or below.
@@ -66,7 +66,7 @@ class StrongerTeacher(DistillationMethod):
         super().__init__({"dist_inter": weight * inter, "dist_intra": weight * intra})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `dist_inter` and `dist_intra`."""
+        """Return the scalar terms `dist_inter` and `dist_intra`; shapes as in `DistillationMethod`."""
         of_student, of_teacher = student.logits.softmax(dim=1), teacher.logits.softmax(dim=1)
         pixels = [axis for axis in range(of_student.ndim) if axis != 1]
         return {

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoupled distillation: how sure the teacher is of a pixel's class, and apart from it, how it ranks the others.
+"""Decoupled distillation: one term for the probability of a pixel's class, another for the other classes.
 
 Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, eq. 7, at each pixel with the class y:
 
     b  = (p_y, 1 - p_y),   q_k = p_k / (1 - p_y) for k != y,   p = softmax(logits / tau)
     L  = alpha tau^2 KL(b(teacher) || b(student)) + beta tau^2 KL(q(teacher) || q(student))
 
-Plain distillation is the same with alpha = 1 and 1 - p_y(teacher) in the place of beta, so that a sure teacher tells
-next to nothing about the other classes. In its dense form both terms are means over pixels, which count by their class
-as those of `kd`, see `pipeline.class_balance.pixel_weights`. With two classes there is one other class: the second
-term is zero, and the first is `kd`.
+Plain distillation is the same with alpha = 1 and with 1 - p_y(teacher) in place of beta. So there, a sure teacher tells
+next to nothing about the other classes. Here both terms are means over pixels, weighted by class as in `kd`, see
+`pipeline.class_balance.pixel_weights`. With two classes there is only one other class: the second term is zero, and
+the first is `kd`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DecoupledLoss(nn.Module):
 
     Args:
         temperature: tau > 0.
-        balance: how far rare classes count more than their area, from 0 to 1.
+        balance: from 0 (each pixel counts the same) to 1 (each class counts the same).
     """
 
     def __init__(self, temperature: float = TEMPERATURE, balance: float = BALANCE) -> None:
@@ -53,7 +53,7 @@ class DecoupledLoss(nn.Module):
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the target's and the others' loss of two logit maps (B, K, ...); no gradient reaches `teacher`.
+        """Return the losses of the target class and of the others, scalars; no gradient reaches `teacher`.
 
         Args:
             student: (B, K, ...).
@@ -78,7 +78,7 @@ class DecoupledDistillation(DistillationMethod):
     """`DecoupledLoss` as a method with the terms `dkd_target` and `dkd_others`.
 
     Args:
-        pair: not needed beyond the logits.
+        pair: the two networks; only their logits are used.
         weight: factor on both weights.
         alpha: weight of the target's term, 1 in all of the authors' runs, beside their cross-entropy over images.
         beta: weight of the others' term. The authors take 0.5 for a ResNet-18 on ImageNet, 0.25 on COCO, and
@@ -104,6 +104,6 @@ class DecoupledDistillation(DistillationMethod):
         self.loss = DecoupledLoss(temperature, balance)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `dkd_target` and `dkd_others`."""
+        """Return the scalar terms `dkd_target` and `dkd_others`; shapes as in `DistillationMethod`."""
         of_target, of_others = self.loss(student.logits, teacher.logits, labels)
         return {"dkd_target": of_target, "dkd_others": of_others}

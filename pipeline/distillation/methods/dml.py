@@ -6,9 +6,9 @@ Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384:
     L_student = S(student, labels) + KL(peer || student)
     L_peer    = S(peer, labels)    + KL(student || peer)
 
-S is the cross-entropy there and the run's segmentation loss here, the same for both networks. The formula is dense as
-it stands: the divergences are means over pixels, at temperature 1. The frozen teacher takes no part; who wants it too
-adds `kd` to the mix.
+S is the cross-entropy there and the run's segmentation loss here, the same for both networks. The formula fits dense
+prediction as it is: the divergences are means over pixels, at temperature 1. The frozen teacher takes no part; to use
+it too, add `kd` to the mix.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class MutualLearning(DistillationMethod):
     """Mutual learning with a peer as a method with the single term `dml` = KL(peer || student).
 
     The peer runs on each batch beside the student and takes a step of its own after it, against the labels and the
-    student's prediction; of images without a label, against that alone. Loss, rate, schedule and weight decay are the
-    run's. Several processes average its gradients by hand.
+    student's prediction; for images without a label, only against the latter. Loss, rate, schedule and weight decay are
+    the run's. Several processes average its gradients by hand.
 
     Args:
         pair: the peer is an untrained copy of the student.
@@ -75,7 +75,10 @@ class MutualLearning(DistillationMethod):
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `dml`; the peer's own graph waits for `after_step`."""
+        """Return the scalar term `dml`; the peer's own graph waits for `after_step`.
+
+        Shapes as in `DistillationMethod`.
+        """
         logits = self.pair.inferer(seen_images(student), self.peer)
         self._pending = logits, labels
         return {"dml": self.loss(student.logits, logits)}
@@ -85,7 +88,7 @@ class MutualLearning(DistillationMethod):
         return []
 
     def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
-        """Take one step of the peer on the batch of the last `forward`; return its loss as `dml_peer`."""
+        """Take one step of the peer on the batch of the last `forward`; return its loss, a scalar, as `dml_peer`."""
         if self._pending is None:
             return {}
         logits, labels = self._pending

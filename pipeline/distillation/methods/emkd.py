@@ -8,8 +8,8 @@ Qin et al., "Efficient Medical Image Segmentation Based on Knowledge Distillatio
     region      mean over pairs of classes (a, b) of (cos(m_a, m_b; student) - cos(m_a, m_b; teacher))^2,
                 m_c the mean of f over the pixels of class c in one image
 
-All three are dense as they stand; none needs an adapter. Importance and region are sums over the taps, as in the
-authors' code: a low and a high one.
+All three fit dense prediction as they are; none needs an adapter. Importance and region are sums over the taps, as in
+the authors' code: a low and a high one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ class EfficientMedical(DistillationMethod):
         self.p = check_number("emkd", "p", p, least=1)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `emkd_prediction`, `emkd_importance` and `emkd_region`."""
+        """Return the scalar terms `emkd_prediction`, `emkd_importance` and `emkd_region`.
+
+        Shapes as in `DistillationMethod`.
+        """
         taps = list(zip(student.features, teacher.features, strict=True))
         classes = with_teachers_classes(labels, teacher.logits)
         return {

@@ -36,17 +36,17 @@ def statistics_untouched(network: nn.Module) -> Iterator[None]:
 def run_again(pair: NetworkPair, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the logits (B, K, ...) of one of the pair's networks, in its mode, with a graph where gradients are on.
 
-    Nothing of the network changes: the statistics of its batch normalisation are those of the first run alone.
+    The network stays as it is: the statistics of its batch normalisation are not updated.
     """
     with statistics_untouched(network):
         return pair.inferer(images, network)
 
 
 def seen_images(view: Tapped) -> torch.Tensor:
-    """Return the images of a view, without a graph, as plain floating tensors.
+    """Return the images (B, C, ...) of a view, without a graph, as plain floating tensors.
 
     Raises:
-        RuntimeError: whoever made the view did not keep them.
+        RuntimeError: the view has no images.
     """
     if view.images is None:
         raise RuntimeError("this method runs the networks again and needs the images in the view")
@@ -56,7 +56,7 @@ def seen_images(view: Tapped) -> torch.Tensor:
 def check_twice_differentiable(method: str, network: nn.Module) -> None:
     """Raise `InputError` for a network whose gradient cannot be differentiated again.
 
-    Batch normalisation that several GPUs share is the case: torch has no second derivative of it.
+    Batch normalisation that is synchronised over GPUs is such a case: torch has no second derivative of it.
     """
     if world_size() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         raise InputError(

@@ -5,9 +5,9 @@ Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, 
 
     L = 1/2 ||F_teacher - r(F_student)||^2,   r a trained convolution
 
-The formula is dense as it stands. We leave out the 1/2 and take the mean over all values and taps, so that neither the
-size of the maps nor the number of channels counts. The authors train the student's lower half on L first and go on
-without it; here L runs beside the other losses (a schedule that ends early comes near to the original).
+The formula fits dense prediction as it is. We leave out the 1/2 and take the mean over all values and taps, so that
+neither the size of the maps nor the number of channels counts. The authors train the student's lower half on L first
+and go on without it; here L runs beside the other losses (a schedule that ends early comes near to the original).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FitNet(DistillationMethod):
         self.adapters = adapters_of(pair)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `fitnet`."""
+        """Return the scalar term `fitnet`; shapes as in `DistillationMethod`."""
         taps = zip(self.adapters, student.features, teacher.features, strict=True)
         losses = [F.mse_loss(adapter(mine, hint), hint.detach()) for adapter, mine, hint in taps]
         return {"fitnet": torch.stack(losses).mean()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FSP: the student solves its problem by the same flow from layer to layer as the teacher.
+"""FSP: the products between channels of neighbouring layers are the same in student and teacher.
 
 Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning", CVPR
 2017, eq. 1 and 2, with h w positions x:
@@ -7,8 +7,8 @@ Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Mini
     G_ij = sum_x F1_i(x) F2_j(x) / (h w)            (from the shallow tap F1 to the deep tap F2 of one network)
     L    = mean_ij (G_student - G_teacher)_ij^2     (the mean over images and pairs of neighbouring taps)
 
-The formula asks for no class of the whole image and stays as it is; the mean in place of the sum over i and j makes it
-free of the number of channels. The authors train on L first and go on without it; here it runs beside the other losses.
+The formula fits dense prediction as it is. We take the mean over i and j in place of the sum, so that the number of
+channels does not matter. The authors train on L first and go on without it; here it runs beside the other losses.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def flow_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) 
 class FlowOfSolution(DistillationMethod):
     """`flow_loss` as a method with the single term `fsp`.
 
-    With paraphrasers, the teacher's taps pass them and the student's stay as they are, as in the baselines of Graph
-    Flow; without, trained pointwise convolutions bring the student's taps to the teacher's channels where they differ.
+    With paraphrasers, the teacher's taps pass through them and the student's stay as they are, as in the baselines of
+    Graph Flow. Without paraphrasers, trained pointwise convolutions bring the student's taps to the teacher's channels
+    where these differ.
 
     Args:
         pair: with at least two taps.
@@ -75,7 +76,7 @@ class FlowOfSolution(DistillationMethod):
         self.adapters = adapters_of(pair) if pair.paraphrasers is None else None
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `fsp`."""
+        """Return the scalar term `fsp`; shapes as in `DistillationMethod`."""
         hints, mine = self.paraphrasers(teacher.features), student.features
         if self.adapters is not None:
             mine = tuple(adapter(*tap) for adapter, *tap in zip(self.adapters, mine, hints, strict=True))

@@ -7,7 +7,8 @@ with p = 1, for the factors f of one image flattened to n values:
     L = || f_student / ||f_student||_2 - f_teacher / ||f_teacher||_2 ||_1 / sqrt(n)     (the mean over images and taps)
 
 f_teacher is the tap after its trained and frozen paraphraser, f_student the student's tap after a translator that
-learns with it. The formula is dense as it stands. The division by sqrt(n), ours, keeps L between 0 and 2 at any size.
+learns with it. The formula fits dense prediction as it is. The division by sqrt(n), ours, keeps L between 0 and 2 at
+any size.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class FactorTransfer(DistillationMethod):
         )
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `ft`."""
+        """Return the scalar term `ft`; shapes as in `DistillationMethod`."""
         factors = self.paraphrasers(teacher.features)
         taps = zip(self.translators, student.features, factors, strict=True)
         losses = [factor_loss(resized(translator(mine), factor.shape[2:]), factor) for translator, mine, factor in taps]

@@ -10,10 +10,11 @@ ablation and figures:
     dV    = V_deep - V_shallow,  dE = E_deep - E_shallow                             (variation graph)
     L_V   = || dV_student - dV_teacher ||^2,  L_E = || dE_student - dE_teacher ||^2
 
-Three things are ours, each an option. Windows are brought to nearly unit length by a bounded rule. Variation graphs are
-centred over the batch: on abdominal MR most of a teacher's graph is the same for every image and teaches nothing. A
-trained 1 x 1 convolution follows the student's taps: the teacher's factors have both signs, ENet's and ERFNet's taps
-are rectified, and without it no student could reach them (`python -m benchmarks.graph_flow_reach`).
+Three things are ours, each an option. First, windows are scaled to nearly unit length by a bounded rule. Second,
+variation graphs are centred over the batch: on abdominal MR, most of a teacher's graph is the same for every image and
+teaches nothing. Third, a trained 1 x 1 convolution follows the student's taps. The teacher's factors have both signs,
+while ENet's and ERFNet's taps are rectified (>= 0), so without it no student could reach them (`python -m
+benchmarks.graph_flow_reach`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _SOFTENING = 0.5
 
 
 class Graph(NamedTuple):
-    """A complete graph with one node per channel: vertices (B, C, windows' places) and edges (B, C, C)."""
+    """A complete graph with one node per channel: vertices (B, C, P) with P places in a window, edges (B, C, C)."""
 
     vertices: torch.Tensor
     edges: torch.Tensor
@@ -46,8 +47,7 @@ def salient_windows(features: torch.Tensor, patch: int) -> torch.Tensor:
     """Return the window of each channel around its maximum, `patch` places along each axis, zero outside the map.
 
     Args:
-        features: (B, C, H, W) or (B, C, D, H, W); the position of the maximum is not differentiated, the values in the
-            window are.
+        features: (B, C, H, W) or (B, C, D, H, W). Gradients reach the values in the window, but not its position.
         patch: odd side of the window.
 
     Returns:
@@ -85,7 +85,7 @@ def bounded(windows: torch.Tensor) -> torch.Tensor:
 
 
 def salience_graph(features: torch.Tensor, patch: int = 3, edge: str = "dot", node_norm: str = "none") -> Graph:
-    """Return the salience graph of a feature map (B, C, ...): one node per channel, an edge between any two."""
+    """Return the salience graph of a feature map (B, C, ...): one node per channel, an edge between any two nodes."""
     vertices = salient_windows(features, patch)
     unit = bounded(vertices) if edge == "cosine" or node_norm == "bounded" else vertices
     ends = unit if edge == "cosine" else vertices
@@ -191,7 +191,7 @@ class GraphFlow(DistillationMethod):
         self.adapters = nn.ModuleList(adapters or (nn.Identity(), nn.Identity()))
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `vertices` and `edges`."""
+        """Return the scalar terms `vertices` and `edges`; shapes as in `DistillationMethod`."""
         features = tuple(adapter(tap) for adapter, tap in zip(self.adapters, student.features, strict=True))
         vertices, edges = self.loss(features, self.paraphrasers(teacher.features))
         return {"vertices": vertices, "edges": edges}

@@ -2,15 +2,15 @@
 """Graph Flow whole: its graph terms, knowledge distillation and the adversary, with presets of all settings.
 
 What the graph terms add to `kd` depends on the student (preset `bounded`, 64 x 64; CHAOS MR: Dice of five folds; a
-tenth of EBHI-Seg: mean IoU of three seeds). ERFNet gains: 0.697 where kd had 0.689, and 0.652 where kd had 0.570. ENet
-doesn't: 0.708 where kd had 0.707 (two seeds), and 0.706 where kd had 0.720. So `kd` alone, which needs no paraphraser,
-is the default of distill.yaml. The weights give vertices and edges shares of the labels' gradient of 0.12 and 0.15 on
-CHAOS MR, 0.34 and 0.30 on EBHI-Seg.
+tenth of EBHI-Seg: mean IoU of three seeds). ERFNet gains: 0.697 where kd has 0.689, and 0.652 where kd has 0.570. ENet
+doesn't: 0.708 where kd has 0.707 (two seeds), and 0.706 where kd has 0.720. So `kd` alone, which needs no paraphraser,
+is the default of distill.yaml. With these weights, the gradients of vertices and edges are 0.12 and 0.15 of the
+segmentation loss's on CHAOS MR, 0.34 and 0.30 on EBHI-Seg.
 
-Five runs before that, in the loop and on the patients that `kd.py` names, had shown no gain for ENet and Mobile U-Net:
-kd 0.764 and 0.760 (two seeds); with centred graph terms, each held at a share of 0.1, 0.756 to 0.758, with windows at
-the maxima of either network and with or without adapters; Mobile U-Net 0.865 with kd, 0.852 with a share of 0.3. Late
-starts, ramps and long runs were not tried.
+Five earlier runs, in the training loop and on the patients that `kd.py` names, had shown no gain for ENet and Mobile
+U-Net. ENet had 0.764 and 0.760 with kd (two seeds). With centred graph terms, each held at a share of 0.1, it had 0.756
+to 0.758, with windows at the maxima of either network and with or without adapters. Mobile U-Net had 0.865 with kd, and
+0.852 with graph terms at a share of 0.3. Late starts, ramps and long runs were not tried.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def build_graph_flow(pair: NetworkPair, *, preset: str = "bounded", **settings: 
         "kd": KnowledgeDistillation(pair, weight=chosen.kd, temperature=chosen.temperature, balance=chosen.balance),
         "graph_flow": GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges, adapters),
     }
-    if chosen.adversarial != 0:  # a discriminator that nobody listens to would only cost time
+    if chosen.adversarial != 0:  # a discriminator of weight 0 would only cost time
         methods["adversary"] = build_adversary(
             "graph_flow", "adversarial", pair, chosen.adversarial, chosen.adversarial_kind
         )

@@ -7,7 +7,8 @@ Wang et al., "Intra-class Feature Variation Distillation for Semantic Segmentati
     V(x) = cos(f(x), m_c(x))
     L    = mean over pixels of (V(x; student) - V(x; teacher))^2
 
-The formula is dense as it stands. A cosine has no channels, so that no adapter is needed.
+The formula fits dense prediction as it is. A cosine is one number for any number of channels, so
+no adapter is needed.
 """
 
 from __future__ import annotations
@@ -60,6 +61,6 @@ class IntraClassVariation(DistillationMethod):
         self.classes = pair.out_channels
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `ifvd`."""
+        """Return the scalar term `ifvd`; shapes as in `DistillationMethod`."""
         classes = with_teachers_classes(labels, teacher.logits)
         return {"ifvd": variation_loss(student.features[-1], teacher.features[-1], classes, self.classes)}

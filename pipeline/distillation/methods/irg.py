@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relationship graphs of regions: what regions are, how far from each other, and how they change between layers.
+"""Relationship graphs of regions: their logits, the distances between them, and their change between layers.
 
 Liu et al., "Knowledge Distillation via Instance Relationship Graph", CVPR 2019:
 
@@ -8,7 +8,8 @@ Liu et al., "Knowledge Distillation via Instance Relationship Graph", CVPR 2019:
     transform  mean_i (t_i(student) - t_i(teacher))^2,                    t_i  = |f_i(deep) - f_i(shallow)|^2 / max
 
 The original's graph has the images of a batch as vertices. Here they are regions, the means over squares of a grid in
-all images of the batch; the edges term is the mean over the taps. Distances have no channels: no adapter is needed.
+all images of the batch; the edges term is the mean over the taps. Distances don't depend on the number of
+channels, so no adapter is needed.
 Where a network's two layers differ in channels, neighbouring channels of the wider one are averaged.
 """
 
@@ -22,19 +23,19 @@ from pipeline.distillation.methods.relations import NEGLIGIBLE, batch_regions, c
 
 
 def by_largest(values: torch.Tensor) -> torch.Tensor:
-    """Return values from 0 divided by the largest, which keeps its gradient; 0 where all are 0."""
+    """Return values >= 0, of any shape, divided by the largest, which keeps its gradient; 0 if all are 0."""
     largest = values.max()
     there = largest > NEGLIGIBLE
     return torch.where(there, values / torch.where(there, largest, 1.0), 0.0)
 
 
 def edges(vectors: torch.Tensor) -> torch.Tensor:
-    """Return the squared distances of rows (N, C) to each other by the largest of them, (N, N)."""
+    """Return the squared distances between rows (N, C), divided by the largest of them, (N, N)."""
     return by_largest(squared_distances(vectors))
 
 
 def transform(shallow: torch.Tensor, deep: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of each row of two layers, (N, C) and (N, C'), by the largest of them, (N,)."""
+    """Return the squared distance of each row in two layers, (N, C) and (N, C'), divided by the largest, (N,)."""
     channels = min(shallow.shape[1], deep.shape[1])
     first, second = (F.adaptive_avg_pool1d(layer, channels) for layer in (shallow, deep))
     return by_largest((second - first).square().sum(dim=1))
@@ -72,7 +73,10 @@ class RelationshipGraph(DistillationMethod):
         self.grid, self.regions = check_regions("irg", grid, regions)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `irg_vertices`, `irg_edges` and `irg_transform`."""
+        """Return the scalar terms `irg_vertices`, `irg_edges` and `irg_transform`.
+
+        Shapes as in `DistillationMethod`.
+        """
         teacher = teacher.detach()
         mine, theirs = ((*view.features, view.logits) for view in (student, teacher))
         vectors = batch_regions(*mine, *theirs, grid=self.grid, most=self.regions)

@@ -6,13 +6,14 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531,
     L = tau^2 mean_x [ w(x) KL(softmax(teacher(x) / tau) || softmax(student(x) / tau)) ]
 
 The factor tau^2 keeps the size of the gradient independent of the temperature. The plain mean over pixels, w = 1, is
-the usual form. It belongs to the background: on abdominal slices 85 % of its gradient falls there, and small organs are
-lost. So pixels count by their class, see `pipeline.class_balance.pixel_weights`.
+the usual form. The background dominates it: on abdominal slices 85 % of its gradient falls there, and small organs are
+lost. So here each pixel is weighted by its class, see `pipeline.class_balance.pixel_weights`.
 
 Balance 0.5 was chosen on two validation patients of CHAOS MR, in a plain training loop outside the bundles: 500 steps,
-scored at 64 x 64 after the last. Mean Dice alone, alone with a balanced loss, and with kd: ENet 0.670, 0.721 and 0.764
-(a second seed 0.703, not run, 0.760); Mobile U-Net 0.858, 0.819 and 0.865; ERFNet 0.718, not run, 0.729. Balance 1 gave
-ENet 0.641. But for ENet each figure is of one seed, and seeds differ by more than the gains of the other two.
+scored at 64 x 64 after the last one. Mean Dice of the student alone, alone with a balanced loss, and with kd: ENet
+0.670, 0.721 and 0.764 (a second seed: 0.703, not run, 0.760); Mobile U-Net 0.858, 0.819 and 0.865; ERFNet 0.718, not
+run, 0.729. Balance 1 gave ENet 0.641. Only ENet has two seeds, and seeds differ by more than the gains of the other two
+students.
 
 In the bundles, ENet with kd had a Dice of 0.706 on CHAOS MR (alone 0.686, balanced 0.688, with the usual form 0.301).
 On a tenth of EBHI-Seg it had a mean IoU of 0.720 (alone 0.698, with the usual form 0.722). There Mobile U-Net gained
@@ -38,10 +39,10 @@ class KnowledgeDistillationLoss(nn.Module):
 
     Args:
         temperature: tau > 0.
-        balance: how far rare classes count more than their area, from 0 to 1.
-        confidence: a pixel without a label counts only where the teacher's likeliest class has this probability at
-            least (at temperature 1); 0 lets all count. The mean stays that over all pixels, as in FixMatch (arXiv
-            2001.07685), so that a teacher who is rarely sure counts for less.
+        balance: from 0 (each pixel counts the same) to 1 (each class counts the same).
+        confidence: a pixel without a label counts only if the teacher's likeliest class has at least this probability
+            (at temperature 1); with 0 all pixels count. The mean is still over all pixels, as in FixMatch (arXiv
+            2001.07685), so that a teacher that is rarely sure counts less.
     """
 
     def __init__(self, temperature: float = TEMPERATURE, balance: float = BALANCE, confidence: float = 0.0) -> None:
@@ -75,7 +76,7 @@ class KnowledgeDistillation(DistillationMethod):
     """`KnowledgeDistillationLoss` as a method with the single term `kd`.
 
     Args:
-        pair: not needed beyond the logits.
+        pair: the two networks; only their logits are used.
         weight: of the term.
         temperature: see `KnowledgeDistillationLoss`. The first release of this project had 4.
         balance: likewise; 0 is the plain mean over pixels.
@@ -95,5 +96,5 @@ class KnowledgeDistillation(DistillationMethod):
         self.loss = KnowledgeDistillationLoss(temperature, balance, confidence)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `kd`."""
+        """Return the scalar term `kd`; shapes as in `DistillationMethod`."""
         return {"kd": self.loss(student.logits, teacher.logits, labels)}

@@ -38,8 +38,8 @@ class StandardisedLogits(DistillationMethod):
         pair: of networks for three classes or more.
         weight: of the term. The authors take 9 on CIFAR-100. The gradient is that of `kd` divided by the standard
             deviation of the student's logits, 2 to 4 in a trained network; hence 2.
-        temperature: tau > 0; the authors take 2 or 3. The class of a sure teacher stands only K / sqrt(K - 1) above
-            the others, so that a lower one is needed for sharp probabilities.
+        temperature: tau > 0; the authors take 2 or 3. The standardised logit of a sure teacher's class is only
+            K / sqrt(K - 1) above the others, so sharp probabilities need a lower temperature.
         balance: as of `kd`; 0 is the plain mean over pixels, which is the authors'.
 
     Raises:
@@ -58,6 +58,6 @@ class StandardisedLogits(DistillationMethod):
         self.loss = KnowledgeDistillationLoss(temperature, check_balance("logit_std", balance))
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `logit_std`."""
+        """Return the scalar term `logit_std`; shapes as in `DistillationMethod`."""
         logits = standardised_logits(student.logits), standardised_logits(teacher.logits)
         return {"logit_std": self.loss(*logits, labels)}

@@ -20,7 +20,7 @@ class LogitsMatching(DistillationMethod):
     """The mean squared difference of logits as a method with the single term `logits_mse`.
 
     Args:
-        pair: not needed beyond the logits.
+        pair: the two networks; only their logits are used.
         weight: of the term. Logits of a trained network lie some units apart and the term starts at 10 to 50: 0.05
             brings it to the cross-entropy's size. Comparisons on small class images use 0.1.
     """
@@ -29,5 +29,5 @@ class LogitsMatching(DistillationMethod):
         super().__init__({"logits_mse": weight})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `logits_mse`."""
+        """Return the scalar term `logits_mse`; shapes as in `DistillationMethod`."""
         return {"logits_mse": F.mse_loss(student.logits, teacher.logits.detach())}

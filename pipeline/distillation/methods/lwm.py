@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning without memorizing: what in the deep features speaks for a class is the same for student and teacher.
+"""Learning without memorizing: student and teacher find the evidence for a class at the same places.
 
 Dhar et al., "Learning without Memorizing", CVPR 2019, arXiv 1811.08051, with the maps of Grad-CAM (Selvaraju et al.,
 arXiv 1610.02391):
@@ -8,10 +8,10 @@ arXiv 1610.02391):
     L   = ||M_k(student) / ||.||_2 - M_k(teacher) / ||.||_2||_1
 
 The original has one class for each image, the likeliest, and y_k is its logit. Here y_k sums the logits of class k over
-the pixels that are labelled k, as Vinogradova et al. (arXiv 2002.11434) do for segmentation. Each step looks at one of
-the classes present in each image, drawn anew: on the average of the steps at all, for the cost of one. L is the mean
-over images, divided by the square root of the number of positions so that it does not grow with the maps: it lies
-between 0 and sqrt(2). Images whose map is empty in the teacher do not count. Both networks run a second time, and the
+the pixels that are labelled k, as Vinogradova et al. (arXiv 2002.11434) do for segmentation. Each step draws one
+of the classes present in each image: over many steps all classes count, at the cost of one. L is the mean over images,
+divided by the square root of the number of positions so that it does not grow with the maps. It lies between 0 and
+sqrt(2). Images whose map is empty in the teacher do not count. Both networks run a second time, and the
 student is differentiated twice between the tap and the logits.
 """
 
@@ -32,7 +32,7 @@ from pipeline.unlabelled import with_teachers_classes
 def drawn_classes(labels: torch.Tensor, out_channels: int) -> torch.Tensor:
     """Return one of the classes present in each image, all equally likely: (B, 1, 1, 1) for labels (B, 1, H, W).
 
-    Labels that are no class do not count; for an image without any other, the class is one that is not present.
+    Labels that are no class are never drawn. For an image with no other labels, the class is one that is not present.
     """
     classes = torch.arange(out_channels, device=labels.device)
     present = (labels.flatten(1)[:, None] == classes[:, None]).any(dim=2)
@@ -88,7 +88,10 @@ class LearningWithoutMemorizing(DistillationMethod):
         self.pair = pair
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `lwm`; `InputError` where several GPUs share the student's batch normalisation."""
+        """Return the scalar term `lwm`; `InputError` where several GPUs share the student's batch normalisation.
+
+        Shapes as in `DistillationMethod`.
+        """
         check_twice_differentiable("lwm", self.pair.student)
         images, pair = seen_images(student), self.pair
         labels = with_teachers_classes(labels, teacher.logits)

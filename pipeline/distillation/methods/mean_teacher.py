@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean teacher: the student follows an average of its own earlier weights. A control without any distillation.
+"""Mean teacher: the student follows an average of its own earlier weights; a control without a teacher network.
 
 Tarvainen & Valpola, "Mean teachers are better role models", arXiv 1703.01780:
 
     theta' = alpha theta' + (1 - alpha) theta                    after each step, alpha = min(0.99, 1 - 1 / (steps + 1))
     L      = r(t) mean_x,k (softmax(student)_k - softmax(average)_k)^2      r(t) = exp(-5 (1 - t / 0.4)^2) up to t = 0.4
 
-with t the share of the run that is done. As in the authors' code the average runs in training mode, so that its dropout
-draws anew, and its batch normalisation follows its own batches. It sees the images of the teacher's view. What is
-saved and scored is the student. Weight 1 was chosen on the validation tiles of EBHI-Seg with 5 % of the labels: 10 left
+with t the share of the run that is done. As in the authors' code, the average runs in training mode: its dropout is
+random, and its batch normalisation follows its own batches. It sees the images of the teacher's view. Only the student
+is saved and scored. Weight 1 was chosen on the validation tiles of EBHI-Seg with 5 % of the labels: 10 left
 ENet at the background for all of its 400 steps.
 """
 
@@ -61,7 +61,10 @@ class MeanTeacher(DistillationMethod):
         self.steps = 0
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `mean_teacher`; `teacher` holds the images that the average sees."""
+        """Return the scalar term `mean_teacher`; `teacher` holds the images that the average sees.
+
+        Shapes as in `DistillationMethod`.
+        """
         with torch.no_grad():
             average = teacher.cut_maps(self.pair.inferer(teacher.images, self.average))
         return {

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masked generation: from a student's features of which most are hidden, a small network makes all of the teacher's.
+"""Masked generation: a small network generates the teacher's features from the student's, most of them hidden.
 
 Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv 2205.01529:
 
     L = mean (G(m a(s)) - t)^2,   G = convolution, ReLU, convolution (3 x 3), trained beside the student
 
 with a the adapter of the student's tap and m a random mask of places, drawn for each image and step: 0 with the
-probability lambda, otherwise 1, the same for all channels. The formula is dense as it stands.
+probability lambda, otherwise 1, the same for all channels. The formula fits dense prediction as it is.
 
 The authors' segmentation code has lambda 0.75, adds up the squares of an image and weighs them by 2e-5. For C channels
 of n places that is the mean with the weight 2e-5 C n: 168 for their 2048 channels of 64 x 64, 1 for 64 channels of
@@ -66,7 +66,7 @@ class MaskedGeneration(DistillationMethod):
         self.generators = nn.ModuleList(Generator(channels, pair.spatial_dims) for channels in pair.teacher_channels)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `mgd`."""
+        """Return the scalar term `mgd`; shapes as in `DistillationMethod`."""
         losses = []
         for adapter, generator, mine, theirs in zip(
             self.adapters, self.generators, student.features, teacher.features, strict=True

@@ -7,7 +7,7 @@ with channel maps x of length 1 over the positions of one image, and means over 
     k(x, y) = (x . y)^2                                       (polynomial kernel, d = 2, c = 0)
     L       = mean k(t, t') + mean k(s, s') - 2 mean k(s, t)  (squared maximum mean discrepancy), from 0
 
-The formula is dense as it stands and needs neither equal channels nor an order of them.
+The formula fits dense prediction as it is and needs neither equal channels nor an order of them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ class NeuronSelectivity(DistillationMethod):
         super().__init__({"nst": weight})
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `nst`."""
+        """Return the scalar term `nst`; shapes as in `DistillationMethod`."""
         taps = zip(student.features, teacher.features, strict=True)
         return {"nst": torch.stack([selectivity_loss(*tap) for tap in taps]).mean()}

@@ -6,7 +6,8 @@ Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv
     t' = max(t, m_c)                            (margin ReLU, m_c the mean negative value of channel c)
     L  = mean (r(s) - t')^2, but 0 where r(s) <= t' <= 0
 
-with r a trained connector (convolution of kernel 1 and batch normalisation). The formula is dense as it stands.
+with r a trained connector (convolution of kernel 1 and batch normalisation). The formula fits dense prediction as it
+is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.processes.global_batch import gather_batch
 def partial_distance(student: torch.Tensor, teacher: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
     """Return the mean squared distance to the margin ReLU of the teacher.
 
-    Where that is not positive and the student not above it, the distance counts as 0.
+    Where the margin ReLU is not positive and the student not above it, the distance counts as 0.
 
     Args:
         student: (B, C, ...), before an activation.
@@ -38,8 +39,8 @@ def partial_distance(student: torch.Tensor, teacher: torch.Tensor, margins: torc
 class NegativeMeans(nn.Module):
     """The mean of each channel's negative values, over the batches of all processes in training (a moving mean).
 
-    The authors work it out from the batch normalisation before the tap, taking its output for Gaussian. We do not know
-    that there is one, and measure. A channel that was never negative, as after a ReLU, has margin 0.
+    The authors derive it from the batch normalisation before the tap, whose output they take as Gaussian. A tap need
+    not have one before it, so we measure. A channel that was never negative, as after a ReLU, has margin 0.
 
     Args:
         channels: C.
@@ -69,9 +70,9 @@ class NegativeMeans(nn.Module):
 class FeatureOverhaul(DistillationMethod):
     """`partial_distance` of all taps as a method with the single term `ofd`.
 
-    The authors tap before the activation. A tap after a ReLU has t >= 0 and margins 0: the student is then free to be
-    anything from 0 down where the teacher is silent. They sum over a map, divide by 1000 and count a tap half as much
-    as the next deeper one; the mean needs no such factors.
+    The authors tap before the activation. A tap after a ReLU has t >= 0 and margins 0: where the teacher is 0, the
+    student may then have any value of at most 0. The authors sum over a map, divide by 1000 and count a tap half as
+    much as the next deeper one; the mean needs no such factors.
 
     Args:
         pair: the connectors bring the student's taps to the teacher's channels and sizes.
@@ -89,7 +90,7 @@ class FeatureOverhaul(DistillationMethod):
         self.margins = nn.ModuleList(NegativeMeans(channels, momentum) for channels in pair.teacher_channels)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `ofd`."""
+        """Return the scalar term `ofd`; shapes as in `DistillationMethod`."""
         taps = zip(self.connectors, self.margins, student.features, teacher.features, strict=True)
         losses = [
             partial_distance(connector(mine, theirs), theirs, margins(theirs))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class prototypes: the mean logits and features of each class are the teacher's.
+"""Class prototypes: the student's mean logits and mean features of each class follow the teacher's.
 
 "From Infusion to Assimilation Distillation for Medical Image Segmentation" (IAD), CVPR 2026, its first stage:
 
@@ -71,7 +71,7 @@ class ClassPrototypes(DistillationMethod):
         self.adapters = adapters_of(pair)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `prototypes_logits` and `prototypes_features`."""
+        """Return the scalar terms `prototypes_logits` and `prototypes_features`; shapes as in `DistillationMethod`."""
         classes = known_classes(labels, teacher.logits)[:, None]
         taps = zip(self.adapters, student.features, teacher.features, strict=True)
         features = [self._loss(adapter(mine, theirs), theirs, classes) for adapter, mine, theirs in taps]

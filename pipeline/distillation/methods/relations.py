@@ -64,7 +64,7 @@ def batch_regions(*maps: torch.Tensor, grid: int, most: int) -> list[torch.Tenso
 
 
 class RegionLoss(DistillationMethod):
-    """The mean over all taps of a loss of the regions of a batch as a method with a single term.
+    """A method with one term: a loss between the regions of a batch in both networks, the mean over all taps.
 
     Args:
         term: its name.
@@ -84,14 +84,14 @@ class RegionLoss(DistillationMethod):
         self.grid = check_whole(term, "grid", grid, 1)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term."""
+        """Return the scalar term; shapes as in `DistillationMethod`."""
         taps = zip(student.features, teacher.features, strict=True)
         losses = [self.loss(*batch_regions(*tap, grid=self.grid, most=MOST_REGIONS)) for tap in taps]
         return {self.term: torch.stack(losses).mean()}
 
 
 def unit_vectors(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """Return vectors of length 1 along `dim`; a zero vector stays zero and passes no gradient.
+    """Return vectors, of any shape, with length 1 along `dim`; a zero vector stays zero and passes no gradient.
 
     `F.normalize` divides the gradient at a zero vector by its epsilon instead, which throws a network far off.
     """

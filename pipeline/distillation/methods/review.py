@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Knowledge review: each tap of the teacher is what the student makes of its own tap and all deeper ones.
+"""Knowledge review: each tap of the teacher is predicted from the student's tap at its place and all deeper ones.
 
 Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. From the deepest tap i = n on:
 
@@ -10,8 +10,8 @@ Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.
 
 The levels of the hierarchical context loss, the last line: the map as it is, w = 1, then the means over 4, 2 and 1
 regions per axis, each with half the weight of the one before. Levels no smaller than the map are left out.
-The formula is dense as it stands. The authors add up the taps, we take the mean. All c, d and e train beside the
-student.
+The formula fits dense prediction as it is. The authors add up the taps, we take the mean. All c, d and e train beside
+the student.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def hierarchical_context_loss(student: torch.Tensor, teacher: torch.Tensor) -> t
 
 
 class AttentionFusion(nn.Module):
-    """Joins one tap of the student with what came of the deeper ones, and brings the result to the teacher's tap.
+    """Joins one tap of the student with the fused map of the deeper ones, and brings it to the teacher's channels.
 
     Args:
         in_channels: of the student's tap.
@@ -108,7 +108,7 @@ class KnowledgeReview(DistillationMethod):
         )
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `review`."""
+        """Return the scalar term `review`; shapes as in `DistillationMethod`."""
         losses, deeper = [], None
         taps = list(zip(self.fusions, student.features, teacher.features, strict=True))
         for fusion, mine, theirs in reversed(taps):

@@ -7,7 +7,8 @@ Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068, w
     angle     mean_ijk h(c_ijk(student), c_ijk(teacher)),  c_ijk = e_ij . e_kj,  e_ij = (f_i - f_j) / |f_i - f_j|
 
 The original compares the images of a batch by one vector each. Here the vectors are those of regions, the means of the
-last tap over the squares of a grid in all images of the batch. Neither has channels: no adapter is needed.
+last tap over the squares of a grid in all images of the batch. Neither depends on the number of channels, so no
+adapter is needed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ SMALLEST_DISTANCE = 1e-3
 
 
 def differences(vectors: torch.Tensor) -> torch.Tensor:
-    """Return f_i - f_j of rows (N, C), (N, N, C) by [j, i]; zero, without a gradient, where two are almost equal.
+    """Return f_i - f_j of rows (N, C) as (N, N, C), indexed [j, i]; zero, without a gradient, for almost equal rows.
 
-    Regions of air or glass differ by rounding alone: below `SMALLEST_DISTANCE` of the usual one they have no direction.
+    Regions of air or glass differ only by rounding: below `SMALLEST_DISTANCE` of the usual distance, their difference
+    has no meaningful direction.
     """
     found = vectors[None] - vectors[:, None]
     squared = found.detach().square().sum(dim=-1, keepdim=True)
@@ -33,7 +35,7 @@ def differences(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def relative_distances(apart: torch.Tensor) -> torch.Tensor:
-    """Return the lengths of `differences` (N, N, C) by the mean of those that are not 0, (N, N)."""
+    """Return the lengths of `differences` (N, N, C), divided by the mean of those that are not 0, (N, N)."""
     squared = apart.square().sum(dim=-1)
     there = squared > 0
     lengths = torch.where(there, torch.where(there, squared, 1.0).sqrt(), 0.0)
@@ -41,7 +43,11 @@ def relative_distances(apart: torch.Tensor) -> torch.Tensor:
 
 
 def angles(apart: torch.Tensor) -> torch.Tensor:
-    """Return the cosines at j between i and k of `differences` (N, N, C), (N, N, N) by [j, i, k]; 0 for equal ones."""
+    """Return the cosines of the angles at j between i and k, (N, N, N) indexed [j, i, k]; 0 for equal rows.
+
+    Args:
+        apart: `differences` (N, N, C).
+    """
     directions = unit_vectors(apart)
     return directions @ directions.transpose(1, 2)
 
@@ -74,7 +80,7 @@ class RelationalDistillation(DistillationMethod):
         self.grid, self.regions = check_regions("rkd", grid, regions, most=256)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `rkd_distance` and `rkd_angle`."""
+        """Return the scalar terms `rkd_distance` and `rkd_angle`; shapes as in `DistillationMethod`."""
         both = batch_regions(student.features[-1], teacher.features[-1].detach(), grid=self.grid, most=self.regions)
         apart = [differences(vectors) for vectors in both]
         return {

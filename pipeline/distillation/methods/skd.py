@@ -7,12 +7,12 @@ Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 
     pair-wise   mean_ij (a_ij(student) - a_ij(teacher))^2,  a_ij = f_i . f_j / (|f_i| |f_j|), f_i the maxima of region i
     holistic    -mean D(student's prediction), with D trained to tell it from the teacher's
 
-The authors weigh the three 10, 1 and 0.1 and sum the pixel-wise one over the batch. Here all are means over the batch,
-and the weights are 1, 10 and 0, set by gradients: the pixel-wise term pulls about as hard as the labels' loss, the
-pair-wise one of 2 x 2 regions, which starts at about 0.001, at a fifth of it. The adversary is left out by default:
-with 0.01 it has a thousandth of the labels' gradient and takes two thirds of a step's time.
-Their pixels count the same, w = 1; ours by their class, as in `kd`. Their code holds |f_i| constant; here it is
-differentiated, as in their formula.
+The authors' weights are 10, 1 and 0.1, and their pixel-wise term is a sum over the batch. Here all are means over the
+batch, and the weights are 1, 10 and 0, set by gradients. The gradient of the pixel-wise term is about as long as the
+segmentation loss's. That of the pair-wise term of 2 x 2 regions, which starts at about 0.001, is a fifth of it. The
+adversary is left out by default: with 0.01 its gradient is a thousandth of the segmentation loss's, and it takes two
+thirds of a step's time. The authors count all pixels the same, w = 1; we weight them by their class, as in `kd`. Their
+code holds |f_i| constant; here it is differentiated, as in their formula.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class PixelPairDistillation(DistillationMethod):
         self.loss, self.balance = PairwiseLoss(nodes), check_balance("skd", balance)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms `skd_pixel` and `skd_pair`."""
+        """Return the scalar terms `skd_pixel` and `skd_pair`; shapes as in `DistillationMethod`."""
         pairs = zip(student.features, teacher.features, strict=True)
         return {
             "skd_pixel": pixel_cross_entropy(student.logits, teacher.logits, labels, self.balance),
@@ -127,11 +127,14 @@ class HolisticDistillation(AdversarialDistillation):
         self.weights = {"skd_holistic": weight}
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `skd_holistic`; the discriminator collects no gradient."""
+        """Return the scalar term `skd_holistic`; the discriminator collects no gradient.
+
+        Shapes as in `DistillationMethod`.
+        """
         return {"skd_holistic": super().forward(student, teacher, labels)["adversarial"]}
 
     def after_step(self, student: Tapped, teacher: Tapped) -> dict[str, torch.Tensor]:
-        """Take one step of the discriminator; return its loss as `skd_discriminator`."""
+        """Take one step of the discriminator; return its loss, a scalar, as `skd_discriminator`."""
         return {"skd_discriminator": super().after_step(student, teacher)["discriminator"]}
 
 

@@ -61,7 +61,10 @@ class SobolevTraining(DistillationMethod):
         self.pair = pair
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `sobolev`; `InputError` where several GPUs share the student's batch normalisation."""
+        """Return the scalar term `sobolev`; `InputError` where several GPUs share the student's batch normalisation.
+
+        Shapes as in `DistillationMethod`.
+        """
         check_twice_differentiable("sobolev", self.pair.student)
         images = seen_images(student).requires_grad_(True)
         classes = teacher.logits.argmax(dim=1, keepdim=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity preserving distillation: regions that excite the teacher alike excite the student alike.
+"""Similarity preserving distillation: regions with similar features in the teacher have so in the student.
 
 Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, with the vectors of a batch
 as rows of X:
@@ -21,7 +21,7 @@ from pipeline.distillation.methods.relations import RegionLoss, unit_vectors
 
 
 def similarity_matrix(vectors: torch.Tensor) -> torch.Tensor:
-    """Return the products of any two of the vectors (N, C), (N, N) with rows of length 1."""
+    """Return the products of any two of the vectors (N, C), as (N, N) with rows of length 1."""
     return unit_vectors(vectors @ vectors.T)
 
 

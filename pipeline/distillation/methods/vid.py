@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variational information distillation: the student's features let one predict the teacher's.
+"""Variational information distillation: the teacher's features can be predicted from the student's.
 
 Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835, the
 negative logarithm of a Gaussian q(teacher | student) without its constant:
@@ -75,6 +75,6 @@ class VariationalInformation(DistillationMethod):
         self.losses = nn.ModuleList(VariationalLoss(*both, pair.spatial_dims, variance) for both in channels)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the term `vid`."""
+        """Return the scalar term `vid`; shapes as in `DistillationMethod`."""
         taps = zip(self.losses, student.features, teacher.features, strict=True)
         return {"vid": torch.stack([loss(*tap) for loss, *tap in taps]).mean()}

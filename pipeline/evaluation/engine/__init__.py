@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MONAI evaluators plug in: key metrics, further metrics and the report."""
+"""Metrics and handlers for MONAI evaluators: key metrics, further metrics and the report."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluator has just segmented, one case at a time, whether or not MONAI has taken the batch apart."""
+"""The cases that an evaluator has just segmented, one at a time, whether MONAI has decollated the batch or not."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class EngineCase:
     """One case of a batch.
 
     `prediction` and `label`: label maps without batch and channel axes, (X, Y, Z) or (H, W) uint8, on the evaluator's
-    device. `steps_mm`: the step along each axis, column by column, None if the label carries no affine. `case`: None if
-    the batch has no key `case`. `image_shape`: of the image that was segmented, None if the batch has no key `image`.
+    device. `steps_mm`: a matrix whose columns are the steps in mm along each axis, None if the label has no affine.
+    `case`: None if the batch has no key `case`. `image_shape`: that of the segmented image, None if the batch has no
+    key `image`.
     """
 
     case: str | None
@@ -38,8 +39,9 @@ class EngineCase:
 def engine_cases(engine: Engine) -> Iterator[EngineCase]:
     """Yield the cases of `engine.state.output` (`pred`, `label`) and `engine.state.batch` (`case`).
 
-    Both states are a dictionary of batches, (B, 1, ...), or after decollation a list of dictionaries, (1, ...). Raises
-    `InputError` for what is no label map: more than one channel, or values that are not whole numbers in 0..255.
+    Both are a dictionary of batches, (B, 1, ...), or after decollation a list of dictionaries, (1, ...). Raises
+    `InputError` for tensors that are no label maps: more than one channel, or values that are not whole numbers in
+    0..255.
     """
     outputs, batch = _one_by_one(engine.state.output), engine.state.batch
     for index, output in enumerate(outputs):
@@ -54,7 +56,7 @@ def engine_cases(engine: Engine) -> Iterator[EngineCase]:
 
 
 def tensor_confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> np.ndarray:
-    """Return `overlap.confusion_matrix` of two uint8 tensors; on a GPU it is counted there and only counts travel."""
+    """Return `overlap.confusion_matrix`, (classes, classes), of two uint8 tensors of one shape; a GPU counts itself."""
     if not prediction.is_cuda:
         return overlap.confusion_matrix(prediction.cpu().numpy(), label.cpu().numpy(), classes)
     if prediction.shape != label.shape or max(int(prediction.max()), int(label.max())) >= classes:
@@ -63,7 +65,7 @@ def tensor_confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, class
 
 
 def count_pairs(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the confusion matrix (classes, classes) int64 of two valid uint8 tensors, on their device."""
+    """Return the confusion matrix (classes, classes) int64 of two valid uint8 tensors of one shape, on their device."""
     pair = (label.to(torch.int32) * classes + prediction).flatten()
     counts = torch.bincount(pair[pair != 0], minlength=classes * classes)
     counts[0] = label.numel() - counts[1:].sum()

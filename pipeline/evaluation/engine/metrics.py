@@ -2,8 +2,8 @@
 """Metrics for MONAI evaluators: `OrganDice` and `OrganHD95` for scans, `PooledIoU` for slides.
 
 MONAI's own metric handlers are not used: they drop missed organs from the mean, and the one for HD95 takes no spacing.
-Under torch.distributed every rank attaches them; each scores its own cases, and doubles that a sampler adds to fill up
-the last round count once.
+Under torch.distributed every rank attaches them and scores its own cases. A case that a sampler gives to two ranks, to
+fill up the last round, counts once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipeline.processes import distributed
 
 
 class CaseMetric(Metric):
-    """What key metrics of label maps have in common: one confusion matrix a case, gathered from all ranks.
+    """The base of key metrics of label maps: one confusion matrix for each case, gathered from all ranks.
 
-    A subclass says in `figures` what becomes of the matrices. `classes` are the columns of a matrix: 0 to `classes` - 1
-    may occur in the maps. Raises `InputError` for a case that comes twice, and from `figures` at the end of a run.
+    A subclass computes the metric in `figures`. `classes` is the number K of label values: 0 to K - 1 may occur in the
+    maps. Raises `InputError` for a case that comes twice, and from `figures` at the end of a run.
     """
 
     def __init__(self, classes: int, device: str | torch.device = "cpu") -> None:
@@ -39,7 +39,7 @@ class CaseMetric(Metric):
         super().__init__(device=device)
 
     def figures(self, matrices: np.ndarray) -> tuple[float, dict[str, float]]:
-        """Return the metric and its parts by name from (cases, K, K) int64, the cases in order of their names."""
+        """Return the metric and its parts by name from matrices (cases, K, K) int64, in order of the cases' names."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -53,7 +53,7 @@ class CaseMetric(Metric):
 
     def update(self, output: EngineCase) -> None:
         """Count one case."""
-        # Cases without a name differ by rank and number: none is a double of another.
+        # Cases without a name get one from rank and number, so that none counts as the same case as another.
         case = output.case if output.case is not None else f"{distributed.rank()}/{len(self._matrices)}"
         refuse_double(case, self._matrices)
         self._matrices[case] = tensor_confusion_matrix(output.prediction, output.label, self._classes)
@@ -76,11 +76,12 @@ class CaseMetric(Metric):
 class OrganDice(CaseMetric):
     """Mean Dice of whole volumes, for `key_val_metric` of a MONAI evaluator.
 
-    The value is the mean over organs of the mean over the cases that have the organ in label or prediction: a missed or
-    invented organ counts 0, an absent one does not count. The means of the organs are in
+    For each organ, Dice is averaged over the cases that have it in label or prediction: a missed or invented organ
+    counts 0, an absent one does not count. The value is the mean over organs. The means of the organs are in
     `engine.state.metric_details[name]`, by organ name. `labels` maps label values to names; 0, the background, may be
     among them. Raises `InputError` for a case that comes twice, and at the end of a run in which no case has any organ:
-    no later value would ever beat NaN as the key metric. `allow_absent` gives NaN instead, where nothing is selected.
+    as a key metric, NaN could never be improved on. With `allow_absent` the value is NaN instead, for metrics that
+    select no model.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class OrganDice(CaseMetric):
         super().__init__(max(self._organs) + 1, device)
 
     def figures(self, matrices: np.ndarray) -> tuple[float, dict[str, float]]:
-        """Return the mean Dice over organs and that of each."""
+        """Return the mean Dice over organs and the Dice of each, from matrices (cases, K, K)."""
         table = np.stack([overlap.dice(matrix) for matrix in matrices])[:, list(self._organs)]
         if np.isnan(table).all() and not self._allow_absent:
             raise InputError(f"none of {len(table)} cases has an organ in label or prediction; check the label files")
@@ -102,10 +103,11 @@ class OrganDice(CaseMetric):
 class OrganHD95(Metric):
     """Mean HD95 in mm of whole volumes, for `additional_metrics` of a MONAI evaluator.
 
-    The value is the mean over organs of the mean over the cases that have the organ in label or prediction, as
-    `hd95_penalised_mm_mean` of the report's row `mean`: a missed or invented organ counts the diagonal of its volume.
-    Means of the organs are in `engine.state.metric_details[name]`, by organ name; NaN for an organ that no case has.
-    MONAI's `HausdorffDistance` handler takes no spacing from the label and leaves missed organs out of the mean.
+    For each organ, HD95 is averaged over the cases that have it in label or prediction: a missed or invented organ
+    counts as the diagonal of its volume. The value is the mean over organs, equal to `hd95_penalised_mm_mean` in the
+    report's row `mean`. Means of the organs are in `engine.state.metric_details[name]`, by organ name; NaN for an organ
+    that no case has. MONAI's `HausdorffDistance` handler takes no spacing from the label and leaves missed organs out
+    of the mean.
 
     Args:
         labels: label values to names; 0, the background, may be among them.
@@ -162,8 +164,8 @@ class PooledIoU(CaseMetric):
     It is the mIoU of the protocols of slides: large images weigh more than small ones, the background is a class, and
     a class that neither labels nor predictions have does not count. The IoU of each class is in
     `engine.state.metric_details[name]`, by its name. `labels` maps label values to names; the background need not be
-    among them. Raises `InputError` for an image that comes twice, and at the end of a run in which no label has
-    anything but background: a network that predicts nothing would then be perfect. `allow_absent` takes that too.
+    among them. Raises `InputError` for an image that comes twice, and at the end of a run in which all labels are only
+    background: a network that predicts nothing would then be perfect. `allow_absent` accepts such labels.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class PooledIoU(CaseMetric):
         super().__init__(max(self._names) + 1, device)
 
     def figures(self, matrices: np.ndarray) -> tuple[float, dict[str, float]]:
-        """Return the mean IoU over classes and that of each."""
+        """Return the mean IoU over classes and the IoU of each, from matrices (cases, K, K)."""
         pooled = matrices.sum(axis=0)
         if not pooled[1:].any() and not self._allow_absent:
             raise InputError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`PerOrganReport`, the handler that writes the report of an evaluator's run.
 
-MONAI's CSV saver is not used: it knows no organ names. Under torch.distributed every rank attaches it; each scores its
-own cases, doubles that a sampler adds to fill up the last round count once, and rank 0 writes.
+MONAI's CSV saver is not used: it knows no organ names. Under torch.distributed every rank attaches it and
+scores its own cases. A case that a sampler gives to two ranks counts once. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _logger = logging.getLogger(__name__)
 class PerOrganReport:
     """Handler that scores every case of an evaluator's run and writes the report at its end; slides are cases too.
 
-    It reads `pred` and `label` of the output, label maps (B, 1, ...) on one grid, and `case` of the batch; of scans,
-    the label's affine gives the voxel size in mm. The summary lists shape, spacing and seconds of each case; seconds of
-    segmentation run from the batch's arrival to the end of the inferer. Where the maps scored have another size than
-    `image` of the batch, as in protocol `paper`, the size of the image is listed too.
+    It reads `pred` and `label` of the output, label maps (B, 1, ...) on one grid, and `case` of the batch. For scans,
+    the label's affine gives the voxel size in mm. The summary lists shape, spacing and seconds of each case. The
+    seconds of segmentation are counted from the batch's arrival to the end of the inferer. Where the scored maps have
+    another size than `image` of the batch, as in protocol `paper`, the size of the image is listed too.
 
     Args:
         output_dir: folder of the report; a report in it is replaced.
@@ -45,12 +45,12 @@ class PerOrganReport:
         checkpoint: file whose SHA-256 the summary names.
         dataset: name of the dataset, for the summary.
         seeds: seeds of the run, for the summary.
-        spacing_known: False leaves distances in mm and volumes empty, where voxels have no size. The protocols of
-            slides measure in pixels and do not ask.
-        kind: what the dataset holds, "scans" or "slides"; a protocol of the other kind is then refused. Without it
-            and without a protocol, scans are taken for granted.
-        settings: what else the figures depend on, for the summary, as `CentreCropInferer.settings`; with `stride_px`
-            among them, the summary tells how many pixels of each image were not scored.
+        spacing_known: False, for voxels of unknown size, leaves distances in mm and volumes empty. The protocols of
+            slides measure in pixels and ignore it.
+        kind: what the dataset holds, "scans" or "slides"; a protocol of the other kind is then refused. Without kind
+            and protocol, scans are assumed.
+        settings: further settings that the figures depend on, for the summary, as `CentreCropInferer.settings`; with
+            `stride_px` among them, the summary tells how many pixels of each image were not scored.
 
     Raises:
         InputError: the folder or the checkpoint cannot be used, the protocol is of the other kind, a case has no name

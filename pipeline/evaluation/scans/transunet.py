@@ -2,10 +2,10 @@
 """The convention behind the published Synapse figures, for comparison with them and for nothing else.
 
 Published Dice and HD95 on Synapse come from the evaluation code of TransUNet (Chen et al., arXiv 2102.04306): HD95 is
-medpy's, one 95th percentile of both directions pooled, in voxels, as if each voxel were a unit cube. Where the label
-lacks an organ that the prediction has, the pair (Dice, HD95) is (1, 0); where the prediction lacks it, it is (0, 0),
-whether the label has it or not. So a missed organ improves the mean HD95, and an absent one costs Dice. Means go over
-all cases, then over the organs. These figures are in files of their own and never beside ours.
+medpy's: one 95th percentile over the distances of both directions, in voxels, as if each voxel were a unit cube. Where
+the label lacks an organ that the prediction has, the pair (Dice, HD95) is (1, 0); where the prediction lacks it, it is
+(0, 0), whether the label has it or not. So a missed organ improves the mean HD95, and an absent one costs Dice. Means
+go over all cases, then over the organs. These figures are in files of their own and never beside ours.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def score_case_transunet(
     organs: Mapping[int, str],
     spacing_mm: surface.Spacing | None = None,
 ) -> list[TransUNetScore]:
-    """Score every organ of one case by the published convention; arguments and errors as `score_case`.
+    """Score every organ of one case by the published convention; arguments, shapes and errors as in `score_case`.
 
-    `spacing_mm` is accepted so that both protocols are called alike; the convention ignores it.
+    `spacing_mm` is ignored; it is there so that both protocols can be called in the same way.
     """
     matrix = organ_matrix(prediction, label, organs)
     values = sorted(organs)
@@ -74,7 +74,7 @@ def score_case_transunet(
 
 
 def summarise_transunet(scores: Sequence[TransUNetScore]) -> list[TransUNetSummary]:
-    """Return one row an organ, by label value, and the row `mean`; every case counts in every mean."""
+    """Return one row for each organ, by label value, and the row `mean`; every case counts in every mean."""
     rows = [
         TransUNetSummary(
             organ=mine[0].organ,

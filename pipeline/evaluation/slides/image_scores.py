@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of one image of tissue, class by class, and one row a class over all images."""
+"""Scores of one image of tissue, class by class, and one row for each class over all images."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ _PIXEL = (1.0, 1.0)
 class ImageScore:
     """One class of one image; `status`, `dice` and `iou` as in `OrganScore`, distances in pixels of the map scored.
 
-    The four counts take the class against all else; `accuracy` is (TP + TN) / all. `pixels_right` is of the image, in
-    any class: with the counts of all classes it gives those of the background, and so ACC and mIoU. `matrix`, (K, K)
-    over all classes of the image, is not in the tables: summaries pool it.
+    The four counts (TP, FP, FN, TN) are of the class against the rest; `accuracy` is (TP + TN) / all. `pixels_right` is
+    the number of right pixels of the image in any class. Together with the counts of all classes it gives those of the
+    background, and so ACC and mIoU. `matrix`, (K, K) over all classes of the image, is not in the tables; summaries add
+    up the matrices.
     """
 
     image: str
@@ -140,7 +141,7 @@ def score_image(
     """Score every class of one image but the background, in the order of their label values.
 
     `prediction` and `label` are unsigned integer label maps (H, W), 0 the background; `organs` names their other
-    values. `spacing_mm` is accepted so that all protocols are called alike; distances are in pixels. Raises
+    values. `spacing_mm` is ignored, since distances are in pixels; it lets all protocols be called alike. Raises
     `InputError` for volumes, for unequal shapes and for values that `organs` does not name.
     """
     if label.ndim != 2:
@@ -183,7 +184,7 @@ def summarise_classes(scores: Sequence[ImageScore]) -> list[ClassSummary]:
 
 
 def image_matrices(scores: Sequence[ImageScore]) -> np.ndarray:
-    """Return the confusion matrices (images, K, K), by name of the image, from rows that hold each of them often."""
+    """Return the confusion matrices (images, K, K) in order of the images' names, each once."""
     by_image = {score.image: score.matrix for score in scores}
     return np.stack([by_image[image] for image in sorted(by_image)])
 

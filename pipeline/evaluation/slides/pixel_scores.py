@@ -3,8 +3,8 @@
 
 The matrix is that of `overlap.confusion_matrix`: row = class in the label, column = class in the prediction. Each class
 is taken against the rest of them. IoU, precision, recall and F1 are 0 where only one side has the class (sklearn's
-`zero_division=0`) and NaN where neither has, so that a missed class costs and an absent one does not count. Accuracy
-and specificity also count what is rightly left alone, so they apply to absent classes too.
+`zero_division=0`) and NaN where neither has, so that a missed class lowers the mean and an absent one does not count.
+Accuracy and specificity also count true negatives, so they apply to absent classes too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.evaluation.statistics import draw_cases, mean_of_occurring, ratio
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Pixels of each class against the rest of them, (..., K) each, for confusion matrices (..., K, K)."""
+    """Pixels of each class against the rest, of matrices (..., K, K); all fields and properties are (..., K)."""
 
     true_positive: np.ndarray
     false_positive: np.ndarray
@@ -81,20 +81,20 @@ def pixel_counts(matrices: np.ndarray) -> PixelCounts:
 
 
 def overall_accuracy(matrices: np.ndarray) -> np.ndarray:
-    """Return the share of pixels that are right, (...,): of two classes (TP + TN) / all, the paper's ACC."""
+    """Return the share of right pixels, (...,), of matrices (..., K, K); with two classes (TP + TN) / all, the ACC."""
     return ratio(np.trace(matrices, axis1=-2, axis2=-1), matrices.sum(axis=(-2, -1)))
 
 
 def mean_iou(matrices: np.ndarray) -> np.ndarray:
-    """Return the mean IoU of the classes that occur, background included, (...,): the paper's mIoU."""
+    """Return the mean IoU of the classes that occur, with the background, (...,): the paper's mIoU."""
     return mean_of_occurring(pixel_counts(matrices).iou)
 
 
 def bootstrap_matrices(matrices: np.ndarray) -> np.ndarray | None:
     """Return pooled matrices (resamples, K, K) of images drawn with replacement from `matrices` (images, K, K).
 
-    Whole images are drawn, since the pixels of one are not independent. None for fewer than two images, which say
-    nothing about the spread. The draws are those of `draw_cases`.
+    Whole images are drawn, since the pixels of one image are not independent. Returns None for fewer than two images,
+    which tell nothing about the spread. The draws are those of `draw_cases`.
     """
     images = len(matrices)
     if images < 2:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two protocols of slides: the pooled figures of pathology papers, and Dice and HD95 of each image beside them.
+"""The two protocols of slides: the pooled figures of pathology papers, and also Dice and HD95 of each image.
 
 Protocol `full` scores whole images at full resolution. Protocol `paper` scores what `CentreCropInferer` makes of image
 and label: the central quarters of overlapping crops at the network's resolution, the test protocol behind the published
 gastric figures. Both count alike. One confusion matrix over all pixels of all images gives ACC, mIoU, precision,
-recall, specificity and F1, so a large image weighs more than a small one and an image without tumour costs nothing but
-its false alarms; Dice and HD95 are per image. The two never share a file.
+recall, specificity and F1. So a large image weighs more than a small one, and in an image without tumour only false
+alarms count. Dice and HD95 are computed for each image. The two protocols never share a file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def class_table(rows: Sequence[ClassSummary]) -> ShownTable:
 
 
 def unscored_px(height: int, width: int, stride_px: int) -> int:
-    """Return how many pixels of an image the protocol `paper` leaves out: what no centre of a crop covers."""
+    """Return how many pixels of an image the protocol `paper` leaves out, since no centre of a crop covers them."""
     return height * width - (height - height % stride_px) * (width - width % stride_px)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps of a DICOM series as DICOM SEG: a segment an organ, coded, that refers to the slices it was made from."""
+"""Label maps of a DICOM series as DICOM SEG: one coded segment for each organ, with references to the slices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAME, _MAKER = "graphflow-segmentation", "Graph Flow segmentation contributors"
-_RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts to the left and to the back
+_RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes point to the patient's left and back
 _PLACE_TOLERANCE = 0.5  # of a voxel, between a slice's own position and its place in the volume
 _SERIES_NUMBER = 9000  # beyond those that scanners give
 
@@ -52,10 +52,10 @@ def write_dicom_seg(
 
     Args:
         path: the file.
-        labels: on the grid of `scan`; 0 is the background.
-        scan: the series: `path` is its folder.
-        names: label value to name; all values from 1 on are segments, also those that do not occur.
-        checkpoint_sha256: of the model, told as the serial number of the device.
+        labels: (x, y, z) uint8 on the grid of `scan`; 0 is the background.
+        scan: the series; its `path` is the folder.
+        names: label value to name; all values from 1 on become segments, even if they do not occur.
+        checkpoint_sha256: of the model, written as the serial number of the device.
 
     Raises:
         InputError: the series has changed since it was read, or the file cannot be written.

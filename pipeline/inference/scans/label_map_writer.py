@@ -31,9 +31,10 @@ _MM3_PER_ML = 1000.0
 
 
 def check_on_own_grid(prediction: torch.Tensor, scan: Volume) -> None:
-    """Refuse (`InputError`) labels whose affine is not that of their scan.
+    """Refuse (`InputError`) labels (1, X, Y, Z) whose affine is not that of their scan.
 
-    A transform that drops what the image records, such as one that returns a plain tensor, would leave them turned.
+    A preprocessing transform that returns a plain tensor loses the record of earlier transforms. They could then not be
+    undone for the labels, which would stay turned.
     """
     if isinstance(prediction, MetaTensor):
         edge, origin, angle = affine_difference(prediction.affine.numpy(), scan.affine)
@@ -48,16 +49,16 @@ def check_on_own_grid(prediction: torch.Tensor, scan: Volume) -> None:
 class LabelMapWriter(CaseWriter):
     """An ignite handler that writes `CASE.nii.gz` and `CASE.json` for each scan of an evaluator, on the scan's grid.
 
-    The volumes of the organs are logged, with a warning of organs without a voxel and of what is odd about a scan. With
-    `overlay` there is a picture `CASE_overlay.png`, for which the scan is read again.
+    The volumes of the organs (ml) are logged, with warnings of organs without a voxel and of anything odd about a scan.
+    With `overlay` there is also a picture `CASE_overlay.png`, for which the scan is read again.
 
-    With `output_format` "dicom-seg" the labels are a DICOM SEG `CASE.dcm`, with "both" there are both; the scans must
-    then be DICOM series, to whose slices it refers.
+    With `output_format` "dicom-seg" the labels are written as DICOM SEG `CASE.dcm`, with "both" in both formats. The
+    scans must then be DICOM series, since DICOM SEG refers to their slices.
 
     Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8, on the
     scans' own grids.
-    The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
-    the arguments, of which `scans` is the dataset that the evaluator reads.
+    See `CaseWriter` for the check of the folder, the protection of sources, finished cases, tables and arguments;
+    `scans` is its `dataset`.
     """
 
     def __init__(

@@ -13,9 +13,9 @@ from pipeline.inference.scans.scan_files import Scan
 
 
 class LabelledScanDataset(ScanDataset):
-    """Items are `{"image", "label", "case"}`: a scan as of `ScanDataset`, its label (1, X, Y, Z) uint8 as stored.
+    """Items are `{"image", "label", "case"}`: a scan as in `ScanDataset`, and its label (1, X, Y, Z) uint8 as stored.
 
-    A case that cannot be read stops the evaluation: a report with a case less would compare with no other.
+    A case that cannot be read stops the evaluation: a report without it could not be compared with others.
 
     Args:
         cases: of one split, all with labels.
@@ -30,7 +30,7 @@ class LabelledScanDataset(ScanDataset):
         unlabelled = [case.case for case in cases if case.label is None]
         if unlabelled:
             raise InputError(f"no label to evaluate against for {', '.join(unlabelled)}; name one in dataset.json")
-        # Outputs bear the names that dataset.json gives, which need not be those of the files.
+        # Outputs are named by the cases of dataset.json, which may differ from the names of the files.
         super().__init__([Scan(case.case, case.image) for case in cases], preprocessing)
         self._label_files = {case.case: case.label for case in cases}
         self._known = tuple(labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scan's header says of its modality."""
+"""The modality in a scan's header."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydicom.errors import InvalidDicomError
 
 
 def modality_told(path: Path) -> str | None:
-    """Return the modality of a DICOM series' first file, such as "CT"; None of other formats, which don't say it."""
+    """Return the modality of a DICOM series' first file, such as "CT"; None for other formats, which have none."""
     if not path.is_dir():
         return None
     for file in sorted(path.iterdir()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of a segmented scan: one axial slice, as it is and with its organs in colour, and their volumes."""
+"""A picture of a segmented scan: one axial slice, plain and with its organs in colour, and their volumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def overlay_figure(scan: Volume, labels: np.ndarray, volumes_ml: Mapping[str, tu
     Args:
         scan: with its voxels (x, y, z).
         labels: (x, y, z) uint8, on the scan's grid.
-        volumes_ml: organ -> label value and volume in ml, for the legend; organs without a voxel are told as that.
+        volumes_ml: organ name to label value and volume in ml, for the legend, which also lists organs without a voxel.
     """
     image, affine = to_ras(scan.array, scan.affine)
     masks = to_ras(labels, scan.affine)[0]
@@ -50,6 +50,6 @@ def overlay_figure(scan: Volume, labels: np.ndarray, volumes_ml: Mapping[str, tu
 def write_overlay(
     path: str | os.PathLike[str], scan: Volume, labels: np.ndarray, volumes_ml: Mapping[str, tuple[int, float]]
 ) -> None:
-    """Write what `overlay_figure` draws as PNG, atomically."""
+    """Write the picture of `overlay_figure` as PNG, atomically; `labels` is (x, y, z) uint8 on the scan's grid."""
     with replace_when_complete(path) as temporary:
         overlay_figure(scan, labels, volumes_ml).savefig(temporary, dpi=130, format="png")

@@ -23,22 +23,22 @@ _MOST_CLASSES = 256  # label maps are uint8
 class PatchInferer(VolumeInferer):
     """Segments preprocessed volumes (B, 1, X, Y, Z) into label maps (B, 1, X, Y, Z) uint8.
 
-    Patches overlap and their logits are blended by MONAI's
-    `SlidingWindowInferer`; a volume smaller than a patch is padded with zeros, as in training. MONAI keeps the float
-    logits of all classes for the whole volume: 7.5 GB for nine classes of 512 x 512 x 800. Here it is given one slab
-    of axial slices after another, with all patches that reach into the slab, and what it returns goes to labels before
-    the next. The labels are those of the whole volume at once; patches that reach into two slabs run twice. A slab
-    takes about 8 (K + 1) X Y (slab + patch depth) bytes beside the network's own: 1 GB for that volume.
+    Patches overlap, and MONAI's `SlidingWindowInferer` blends their logits. A volume smaller than a patch is padded
+    with zeros, as in training. By itself, MONAI's inferer keeps the float logits of all classes for the whole volume:
+    7.5 GB for nine classes of 512 x 512 x 800. Here it gets one slab of axial slices after another, with all patches
+    that reach into the slab. The logits of a slab become labels before the next slab begins. The labels are the same as
+    those of the whole volume at once; patches that reach into two slabs run twice. A slab takes about 8 (K + 1) X Y
+    (slab + patch depth) bytes in addition to the network's memory: 1 GB for that volume.
 
     Args:
         patch_size: sides of the patches (x, y, z) that the network was trained on, in voxels.
-        overlap: share of a patch that its neighbour has too, 0 to less than 1.
+        overlap: share of a patch's side that its neighbour covers too, from 0 to less than 1.
         patches_per_batch: how many patches the network sees at once; memory grows with it.
         slices_per_slab: axial slices that are finished together; rounded to whole steps from patch to patch.
         amp_dtype: "bfloat16" or "float16" to run the network under autocast, None for full precision.
 
-    A `MetaTensor` gives a `MetaTensor` with the same metadata. The network may be on another device than the volume:
-    slabs travel, the labels return. Raises `InputError` for logits that are not finite.
+    For a `MetaTensor` the result is a `MetaTensor` with the same metadata. The network may be on another device than
+    the volume: slabs are sent there, and labels come back. Raises `InputError` for logits that are not finite.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class PatchInferer(VolumeInferer):
     def _slabs(self, depth: int) -> Iterator[tuple[slice, slice]]:
         """Yield slices that MONAI is to see, and those among them whose labels are then final, from below upwards.
 
-        A slab ends where the first patch of the next begins; with every patch that reaches into it, it is blended as
-        the whole volume is.
+        A slab ends where the first patch of the next begins. With every patch that reaches into it, it is blended as
+        in the whole volume.
         """
         patch = min(self.patch_size[2], depth)
         step = max(int(patch * (1 - self.overlap)), 1)

@@ -28,7 +28,7 @@ class ScanDataset(SourceDataset):
     raises `InputError`. `geometry_of(case)` tells what grid a scan came on. Under torch.distributed each rank reads its
     share. Use it with `scan_loader`, or with a `DataLoader` of batch size 1 and no workers.
 
-    With `modality`, that of a model's training data, a scan that looks like another one has a note of it.
+    With `modality`, that of a model's training data, a scan that seems to be of another modality gets a note.
     """
 
     noun = NOUN
@@ -43,7 +43,7 @@ class ScanDataset(SourceDataset):
         volume = self._with_doubts(read_volume(source.path))
         self._geometries[source.case] = _without_voxels(volume)
         image = as_loaded(volume)
-        del volume  # or its voxels would stay beside the preprocessed ones
+        del volume  # or its voxels would stay in memory together with the preprocessed ones
         return {"image": self.preprocessing.of_image(image), "case": source.case}
 
     def _with_doubts(self, volume: Volume) -> Volume:
@@ -55,7 +55,7 @@ class ScanDataset(SourceDataset):
         return volume if doubt is None else replace(volume, notes=(*volume.notes, doubt))
 
     def geometry_of(self, case: str) -> Volume:
-        """Return path, affine, header and notes of a scan that was read; its array has the shape but no memory."""
+        """Return path, affine, header and notes of a scan that was read; its array has its shape but no memory."""
         return self._geometries[case]
 
 
@@ -76,7 +76,7 @@ def as_loaded(volume: Volume) -> MetaTensor:
 
 
 def scan_loader(scans: ScanDataset) -> DataLoader:
-    """Return a loader of one scan a batch; the batch shares the scan's memory, where collating would copy it."""
+    """Return a loader with one scan per batch; the batch shares the scan's memory, while collating would copy it."""
     return DataLoader(scans, batch_size=1, num_workers=0, collate_fn=_one_scan)
 
 

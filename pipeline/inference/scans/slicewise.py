@@ -2,7 +2,7 @@
 """A 2D network over all slices of a volume, labels first.
 
 MONAI's `SliceInferer` keeps the float logits of all classes for the whole volume: 7.5 GB for nine classes of
-512 x 512 x 800. Here a chunk of slices goes all the way to labels before the next begins.
+512 x 512 x 800. Here the labels of a chunk of slices are complete before the next chunk begins.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _SLICES_ON_CPU, _SLICES_ELSEWHERE = 4, 16
 class SliceWiseInferer(VolumeInferer):
     """Segments preprocessed volumes (B, 1, X, Y, Z) into label maps (B, 1, X, Y, Z) uint8, slice by slice along z.
 
-    Each chunk of slices is resized to the training size and segmented. The class of a voxel is that of the largest of
-    the logits that bilinear interpolation gives it: classes themselves are never interpolated. The size of the chunks
-    does not change the result.
+    Each chunk of slices is resized to the training size and segmented. Logits are then interpolated bilinearly to the
+    voxels, and the class of a voxel is that of its largest logit; classes themselves are never interpolated. The size
+    of the chunks does not change the result.
 
     Args:
-        size: side of the square slices that the network was trained on.
-        slices_per_chunk: how many slices the network sees at once; memory grows with it. None chooses by the network's
-            device: a CPU takes longer a slice for more of them, since their feature maps leave its caches.
+        size: side in pixels of the square slices that the network was trained on.
+        slices_per_chunk: number of slices that the network sees at once; memory grows with it. None chooses by the
+            device: with large chunks a CPU needs more time per slice, since the feature maps don't fit into its caches.
         amp_dtype: "bfloat16" or "float16" to run the network under autocast, None for full precision.
 
-    A `MetaTensor` gives a `MetaTensor` with the same metadata. The network may be on another device than the volume:
-    chunks travel, the labels return. Raises `InputError` for logits that are not finite.
+    For a `MetaTensor` the result is a `MetaTensor` with the same metadata. The network may be on another device than
+    the volume: chunks are sent there, and labels come back. Raises `InputError` for logits that are not finite.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the inferers of volumes share: volumes in, label maps out, one volume at a time."""
+"""The base of the inferers of volumes: volumes in, label maps out, one volume at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class VolumeInferer(Inferer):
     """Maps volumes (B, 1, X, Y, Z) to labels (B, 1, X, Y, Z) uint8; metadata of a `MetaTensor` stay on the labels."""
 
     def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the labels of `inputs`; further arguments go to the network."""
+        """Return the labels (B, 1, X, Y, Z) of `inputs` (B, 1, X, Y, Z); further arguments go to the network."""
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise ValueError(f"inputs must be (B, 1, X, Y, Z), not {tuple(inputs.shape)}")
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs

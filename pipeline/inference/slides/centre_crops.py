@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The test protocol of the published gastric figures: the centres of overlapping crops, at the network's resolution.
 
-The crops overlap so that every pixel scored has context on all sides; where crops meet nothing is blended, since their
-centres only touch. Neither prediction nor label returns to the image's own resolution.
+The crops overlap, so that every scored pixel has context on all sides. Nothing is blended, since the centres of the
+crops only touch. Neither prediction nor label returns to the image's own resolution.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class CentreCropInferer(Inferer):
     centres, placed edge to edge, are the result, h = size / 4 * (H // stride_px) high. So 1024, 256 and an image of
     2048 x 2048 give 8 x 8 centres of 64 x 64, a map of 512 x 512.
 
-    What no centre covers is not scored: H mod stride_px rows at the bottom and W mod stride_px columns at the right,
-    H * W - (H - H mod stride_px) * (W - W mod stride_px) pixels. `centres_of` treats the label in the same way.
+    Pixels that no centre covers are not scored: H mod stride_px rows at the bottom and W mod stride_px columns at the
+    right, H * W - (H - H mod stride_px) * (W - W mod stride_px) pixels. `centres_of` treats the label in the same way.
 
     Args:
         size: side of the square images that the network was trained on, a multiple of 8.
@@ -84,7 +84,10 @@ class CentreCropInferer(Inferer):
         }
 
     def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the labels of the centres of `inputs`; further arguments go to the network."""
+        """Return the labels (B, 1, h, w) of the centres of `inputs` (B, C, H, W).
+
+        Further arguments go to the network.
+        """
         images = _plain("inputs", inputs)
         with torch.inference_mode():
             return torch.stack([self._segment(image, network, args, kwargs) for image in images])

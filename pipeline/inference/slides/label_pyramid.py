@@ -14,27 +14,28 @@ import tifffile
 
 TILE_PX = 512
 REDUCTION = 4
-# The sample in the middle of four, since there is none at their centre.
+# Of four samples, the one next to the centre, since none lies at the centre.
 _SAMPLE = 1
 _UM_PER_CM = 1e4
-# Offsets of plain TIFF have 32 bits. Labels shrink a hundredfold, but what does not must not fail after hours.
+# Offsets of plain TIFF have 32 bits. Labels usually shrink a hundredfold; those that don't must not fail after hours.
 _PLAIN_TIFF_BYTES = 2**32 - 2**25
 
 
 def write_label_pyramid(
     path: Path, bands: Iterable[np.ndarray], shape: tuple[int, int], pixel_um: float | None = None
 ) -> None:
-    """Write a label map as tiled, deflated 8-bit TIFF with smaller levels, a quarter a side each (nearest neighbour).
+    """Write a label map as tiled, deflated 8-bit TIFF; each level has a quarter of the side of the one before.
 
-    Level 0 is written while `bands` are consumed, so that memory holds a band and a row of tiles; the levels to come
-    wait in a temporary file in the folder of `path`. Smaller levels are pages of their own, marked as reduced images,
-    down to one tile: OpenSlide and tifffile both see the pyramid. Values are grey levels, not colours of a palette.
+    Smaller levels are sampled (nearest neighbour). Level 0 is written while `bands` are consumed, so that memory holds
+    one band and one row of tiles. The smaller levels wait in a temporary file in the folder of `path`. Smaller levels
+    are pages of their own, marked as reduced images, down to one tile: OpenSlide and tifffile both see the pyramid.
+    Values are grey levels, not colours of a palette.
 
     Args:
         path: file to write; not atomic, see `pipeline.files.atomic`.
         bands: (rows, width) uint8 from the top down; rows add up to the height.
         shape: (height, width) of the label map.
-        pixel_um: micrometres a pixel, for the resolution; None leaves it out.
+        pixel_um: side of a pixel in micrometres, for the resolution; None leaves it out.
     """
     big = shape[0] * shape[1] * 16 / 15 > _PLAIN_TIFF_BYTES
     strips = _strips(bands, shape)

@@ -16,7 +16,7 @@ _TEXT_PX, _LINE_PX, _MARGIN_PX = 14, 20, 6  # of the legend
 
 
 class Overview:
-    """Takes the label map of a slide band by band and keeps what its thumbnail shows of it.
+    """Takes the label map of a slide band by band and keeps it at the size of the thumbnail.
 
     Args:
         thumbnail: (h, w, 3) uint8, the whole slide.
@@ -40,7 +40,7 @@ class Overview:
         self.labels[first:last] = band[self._rows[first:last] - top][:, self._columns]
 
     def tissue(self, background: float) -> np.ndarray:
-        """Return where (h, w) the thumbnail shows more than glass: a channel at `background` or darker."""
+        """Return a boolean array (h, w): where the thumbnail shows tissue, with a channel at `background` or darker."""
         return self.thumbnail.min(axis=2) <= background
 
     def picture(self) -> np.ndarray:

@@ -36,14 +36,14 @@ _MOST_NAMED = 8
 class SlideLabelWriter(CaseWriter):
     """An ignite handler that writes `CASE.tif`, `CASE_overview.png` and `CASE.json` for each slide of an evaluator.
 
-    Reads `engine.state.output["pred"]`, the `LabelBands` of one slide, whose labels are computed here, band by band, on
-    their way into the file. Needs `slide_batch` as the evaluator's `prepare_batch`, and `decollate=False`. A slide that
-    fails leaves nothing half-written, is recorded, and the others go on; a single one raises `InputError`. A slide
-    with unreadable parts is written, with `UNREADABLE` there, and listed in `failures.csv` all the same; so is one with
-    an unreadable smaller level, on which the labels do not depend.
+    Reads `engine.state.output["pred"]`, the `LabelBands` of one slide. The labels are computed band by band while they
+    are written. The evaluator needs `slide_batch` as `prepare_batch`, and `decollate=False`. If a slide fails, nothing
+    half-written stays, the failure is recorded, and the others go on; a single slide raises `InputError`. A slide with
+    unreadable parts is written, with `UNREADABLE` at these pixels, and is also listed in `failures.csv`. So is a slide
+    with an unreadable smaller level, although the labels do not depend on it.
 
-    The folder is tried, sources are protected, finished cases kept and tables written as `CaseWriter` does it; so are
-    the arguments, of which `slides` is the dataset that the evaluator reads.
+    See `CaseWriter` for the check of the folder, the protection of sources, finished cases, tables and arguments;
+    `slides` is its `dataset`.
     """
 
     suffixes = (".tif", "_overview.png", ".json")
@@ -143,7 +143,7 @@ def _observed(case: str, bands: LabelBands, overview: Overview, counts: np.ndarr
     top = 0
     for band in tqdm(bands, desc=case, unit="row of tiles", disable=None):
         overview.add(top, band)
-        counts += label_counts(band.T[None])  # which goes through the last axis, here the rows
+        counts += label_counts(band.T[None])  # it loops over the last axis, here the rows
         top += len(band)
         yield band
 

@@ -17,9 +17,9 @@ from pipeline.inference.label_upsampling import first_of_largest
 class TileGrid:
     """Square tiles `step` pixels apart from the top left of an image, the last ones reaching beyond its border.
 
-    `height` and `width` are at least `tile_px`, `step` is at most `tile_px`: what lies beyond the border can be
-    mirrored. Tiles are regular, unlike MONAI's sliding window, which moves the last ones back into the image: a pixel
-    then meets the same tiles in a slide as in any region of it that begins at a multiple of `step`.
+    `height` and `width` are at least `tile_px`, and `step` is at most `tile_px`, so that pixels beyond the border can
+    be mirrored. Tiles are regular, while MONAI's sliding window moves the last ones back into the image. So a pixel has
+    the same tiles in a slide as in any region of it that begins at a multiple of `step`.
     """
 
     height: int
@@ -38,7 +38,7 @@ class TileGrid:
         return _starts(self.width, self.tile_px, self.step)
 
     def band(self, row: int) -> tuple[int, int]:
-        """Return (first row, rows) of the pixels that no tile below tile row `row` covers, and none above has given."""
+        """Return (first row, number of rows) of the pixels that are complete after tile row `row` and not before."""
         top = self.tops[row]
         return top, self.step if row + 1 < len(self.tops) else self.height - top
 
@@ -65,7 +65,7 @@ def mirrored(start: int, tile_px: int, length: int) -> tuple[int, int, np.ndarra
 def blending_window(tile_px: int, step: int, device: torch.device) -> Tensor:
     """Return the weights (tile_px, tile_px) of a tile's pixels: ramps where tiles overlap, positive everywhere.
 
-    At overlaps up to a half the weights of all tiles over a pixel add up to one.
+    At overlaps up to a half, the weights of all tiles at a pixel add up to one.
     """
     overlap = tile_px - step
     place = torch.arange(1, tile_px + 1, dtype=torch.float32, device=device)
@@ -76,8 +76,8 @@ def blending_window(tile_px: int, step: int, device: torch.device) -> Tensor:
 class BandBlender:
     """Adds up weighted logits of one row of tiles after the other, and gives the labels of the rows that are complete.
 
-    Holds sums (K, tile_px, width) float32 on `device`, once there are logits at all. Weights need no division, since
-    they scale the logits of all classes alike; nor do pixels without any logits, which stay 0 and so get label 0.
+    Holds sums (K, tile_px, width) float32 on `device`, from the first logits on. The sums are not divided by the
+    weights, which scale the logits of all classes alike. Pixels without any logits stay 0 and so get label 0.
     """
 
     def __init__(self, grid: TileGrid, device: torch.device) -> None:

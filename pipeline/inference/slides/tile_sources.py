@@ -19,7 +19,7 @@ from pipeline.inference.slides.tile_grid import TileGrid, mirrored
 
 T = TypeVar("T")
 
-# A pixel of the thumbnail is an average: what is glass by the pixel must be so by more than noise to be left unread.
+# A pixel of the thumbnail is an average; a tile is left unread only if it is brighter by more than noise.
 _GLASS_MARGIN = 10
 
 
@@ -48,7 +48,7 @@ class TensorSource:
         self.height, self.width = image.shape[-2:]
 
     def region(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """Return a view."""
+        """Return the region (C, height, width) as a view."""
         return self._image[:, top : top + height, left : left + width]
 
     def unreadable(self) -> list[Unreadable]:
@@ -66,7 +66,7 @@ class SlideSource:
         self.height, self.width, self.name = slide.height, slide.width, str(slide.path)
 
     def region(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """Return a region read from the file."""
+        """Return the region (C, height, width), read from the file."""
         pixels = self._slide.read(top, left, height, width)
         pixels = to_grey(pixels) if self._grey else pixels
         return torch.from_numpy(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A 2D network over overlapping tiles of a slide, labels first.
 
-MONAI's ways from a slide to a mask (`SlidingPatchWSIDataset`, `SlidingWindowInferer`, `PatchInferer` with `AvgMerger`)
-add up the float logits of all classes for the whole slide, 80 GB for two classes of 100,000 x 100,000 pixels, and the
-weights beside them. Here the logits of one row of tiles live at a time, and what has met all its tiles becomes labels.
+MONAI's classes for slides (`SlidingPatchWSIDataset`, `SlidingWindowInferer`, `PatchInferer` with `AvgMerger`) add up
+the float logits of all classes for the whole slide, 80 GB for two classes of 100,000 x 100,000 pixels, and the weights
+too. Here memory holds the logits of one row of tiles at a time; pixels whose tiles are all done become labels.
 """
 
 from __future__ import annotations
@@ -46,23 +46,24 @@ class TileInferer(Inferer):
 
     The network learned from squares of `tile_px` pixels of the slide, resized to `size`. A regular grid of such tiles
     begins at the top left; those at the right and bottom are mirrored beyond the border. Each is preprocessed and
-    resized as in training; its logits are brought back to `tile_px` (bilinear) and added to its neighbours' with
-    weights that fall off where tiles overlap, before the class is chosen. About K * `tile_px` * width * 4 bytes of
-    sums live at a time for K classes, 0.8 GB for two of a slide 100,000 pixels wide, on the network's device.
+    resized as in training. Its logits are brought back to `tile_px` (bilinear) and added to its neighbours', with
+    weights that fall off where tiles overlap. Then the class is chosen. The sums take about K * `tile_px` * width * 4
+    bytes for K classes on the network's device: 0.8 GB for two classes and a slide 100,000 pixels wide.
 
     Args:
-        size: side of the square images that the network was trained on.
-        tile_px: pixels of the slide that this side spans.
-        preprocessing: what was done to the tiles of the training data.
+        size: side in pixels of the square images that the network was trained on.
+        tile_px: pixels of the slide along this side.
+        preprocessing: that of the training tiles.
         overlap: share of a tile's side that the next one covers again, from 0 to below 1.
         tiles_per_batch: how many tiles the network sees at once; it does not change the result.
         background: a tile whose pixels, at `size`, are brighter than this in all channels is glass: the network does
-            not run, and pixels that no other tile covers get label 0. Of slides, a thumbnail first tells which tiles
-            need not even be read; it overlooks specks far smaller than its pixels. None runs every tile.
+            not run, and pixels that no other tile covers get label 0. For slides, a thumbnail first shows which tiles
+            need not be read at all; it misses specks far smaller than its pixels. None runs every tile.
         amp_dtype: "bfloat16" or "float16" to run the network under autocast, None for full precision.
 
-    A `MetaTensor` gives a `MetaTensor` with the same metadata. A slide is given in the colours that the network's
-    `in_channels` asks for. Raises `InputError` for an image smaller than a tile and for logits that are not finite.
+    For a `MetaTensor` the result is a `MetaTensor` with the same metadata. A slide is read in grey or RGB, as the
+    network's `in_channels` requires. Raises `InputError` for an image smaller than a tile and for logits that are not
+    finite.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class TileInferer(Inferer):
         self._logits = LogitsAtTrainingSize(size, amp_dtype, _MOST_CLASSES)
 
     def __call__(self, inputs: Tensor | Slide, network: Network, *args: Any, **kwargs: Any) -> Tensor | LabelBands:
-        """Return the labels of images, or those of a slide as `LabelBands`, not yet computed.
+        """Return the labels (B, 1, H, W) of images (B, C, H, W), or those of a slide as `LabelBands`, not yet computed.
 
         Further arguments go to the network.
         """
@@ -238,7 +239,7 @@ class LabelBands:
         skipped = None if self.background is None else find_glass_tiles(self.thumbnail, grid, self.background)
         bands = self._inferer.iterate_bands(source, self._network, self._args, self._kwargs, skipped)
         for row in range(len(grid.tops)):
-            # Not across the yield: what the consumer does with the network or with gradients is its own affair.
+            # Not across the yield, so that the consumer's use of the network and of gradients is not affected.
             with eval_mode(self._network) if self._evaluates else nullcontext():
                 band = next(bands)
             self.tiles.run += band.tiles_run
