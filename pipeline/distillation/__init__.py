@@ -6,7 +6,7 @@ from pipeline.lazy_names import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "build": ("build_distiller",),
+        "build": ("build_distiller", "check_teacher_given"),
         "catalogue": ("METHODS", "needs_paraphrasers", "needs_teacher"),
         "distiller": ("Distiller",),
         "method": ("DistillationMethod", "NetworkPair", "Tapped"),

@@ -106,11 +106,26 @@ def build_distiller(
     )
 
 
-def _stand_in(student: nn.Module, wanted: Mapping[str, Term]) -> nn.Module:
-    """Return a placeholder for the teacher that is never run; `InputError` if a method needs a teacher."""
+def check_teacher_given(teacher: str | None, **chosen: Any) -> None:
+    """Refuse (`InputError`) a run without a teacher whose methods need one, before its data are read.
+
+    Args:
+        teacher: the file of the teacher, as the user gave it, or None.
+        chosen: arguments of `chosen_terms`.
+    """
+    if teacher is None:
+        _refuse_without_teacher(chosen_terms(**chosen))
+
+
+def _refuse_without_teacher(wanted: Mapping[str, Term]) -> None:
     lacking = [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
     if lacking:
-        raise InputError(f"not given on the command line: --teacher, which {lacking[0]} learns from")
+        raise InputError(f"{lacking[0]} learns from a teacher; give --teacher, the model.pt of a trained network")
+
+
+def _stand_in(student: nn.Module, wanted: Mapping[str, Term]) -> nn.Module:
+    """Return a placeholder for the teacher that is never run; `InputError` if a method needs a teacher."""
+    _refuse_without_teacher(wanted)
     return copy.deepcopy(student)
 
 

@@ -19,7 +19,7 @@ from pipeline.evaluation.tables import ShownTable, row_content, text_interval, t
 from pipeline.pages.render import render
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-_WORDS = {OK: "found", MISSED: "missed", FALSE_POSITIVE: "invented", ABSENT: "absent"}
+_WORDS = {OK: "in both", MISSED: "missed", FALSE_POSITIVE: "invented", ABSENT: "absent"}
 # What `summary.json` may say of where the figures come from.
 _DESCRIBED = ("checkpoint", "predictions", "labels", "missing_predictions", "predictions_without_label", "command")
 _DESCRIBED += ("versions", "machine")

@@ -35,6 +35,7 @@ def _export(options: argparse.Namespace) -> int:
         from pipeline.export.bundle import write_bundle
 
         write_bundle(model, destination, [file.image for file in files])
+        print(f"{destination}: a MONAI bundle that runs without this project; docs/README.md in it says how")
         return 0
     samples = samples_of(model, files) if files else Samples(smooth_images(model))
     count = len(samples.images)

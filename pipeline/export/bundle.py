@@ -20,7 +20,7 @@ import pipeline
 from pipeline.data.scans.volumes import read_volume
 from pipeline.errors import InputError
 from pipeline.export.bundle_card import model_card
-from pipeline.export.bundle_configs import classes_of_project, inference_config, is_of_slides, metadata
+from pipeline.export.bundle_configs import LOGGING, classes_of_project, inference_config, is_of_slides, metadata
 from pipeline.export.bundle_scripts import bundle_scripts
 from pipeline.files.atomic import new_folder, replace_when_complete
 from pipeline.inference.segmentation import segment
@@ -86,6 +86,7 @@ def _files(model: SavedModel, name: str, report: Path | None) -> dict[str, str]:
         "docs/README.md": model_card(model, name, report),
         "configs/metadata.json": json.dumps(metadata(model, name), indent=2) + "\n",
         "configs/inference.json": json.dumps(config, indent=2) + "\n",
+        "configs/logging.conf": LOGGING,
         **{str(path): text for path, text in scripts.items()},
     }
 

@@ -20,6 +20,34 @@ from pipeline.networks.saved_model import SavedModel
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 VERSION = "0.1.0"
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# Without this file, MONAI begins with a warning. Ignite tells of each epoch, and a run has one.
+LOGGING = """\
+[loggers]
+keys=root,ignite
+
+[handlers]
+keys=console
+
+[formatters]
+keys=line
+
+[logger_root]
+level=INFO
+handlers=console
+
+[logger_ignite]
+level=WARNING
+handlers=
+qualname=ignite
+
+[handler_console]
+class=StreamHandler
+formatter=line
+args=(sys.stdout,)
+
+[formatter_line]
+format=%(levelname)s %(message)s
+"""
 _CONTRIBUTORS = "Graph Flow segmentation contributors"
 # MONAI puts a bundle on sys.path in `run` alone; some tools build its parts without.
 _REQUIRES = {"_requires_": "@scripts_importable"}

@@ -109,6 +109,9 @@ class CaseWriter(ABC):
                 "%d of %d %ss are done already, by the same model and settings; --overwrite True does them anew",
                 *(len(kept), len(self.dataset.sources), self.dataset.noun),
             )
+        left = len(self.dataset.sources) - len(kept)
+        if left and distributed.is_main():  # a large scan may take minutes until the next line
+            logger.info("segmenting %d %s%s into %s", left, self.dataset.noun, "s" * (left != 1), self.output_dir)
 
     def _row_of_earlier_run(self, source: Source) -> ManifestRow | None:
         outputs = [self._path(source.case, suffix) for suffix in self.suffixes]

@@ -36,7 +36,8 @@ SEGRESNET = {
     "blocks_up": (1,),
     "norm": ("GROUP", {"num_groups": 2}),
 }
-SCAN_FILES = {"configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt", "LICENSE"}
+CONFIGS = {"configs/metadata.json", "configs/inference.json", "configs/logging.conf"}
+SCAN_FILES = {*CONFIGS, "docs/README.md", "models/model.pt", "LICENSE"}
 
 
 def model(folder: Path, network: dict | str, size=20, rule: IntensityRule = WINDOW, **described) -> SavedModel:

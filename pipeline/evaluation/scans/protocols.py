@@ -37,7 +37,7 @@ PER_CASE_COLUMNS = (
 
 def _organ_table(rows: Sequence[OrganSummary]) -> ShownTable:
     header = ("Dice", "95% interval", "HD95 mm", "median", "penalised", "volume error ml")
-    note = "HD95 is inf where an organ was missed or invented; the penalised mean takes the volume's diagonal there."
+    note = "Where an organ was missed or invented, HD95 is inf, and the penalised mean takes the volume's diagonal."
     return _table(rows, header, [_figures(row) for row in rows], note)
 
 
