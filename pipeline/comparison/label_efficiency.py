@@ -11,6 +11,7 @@ from pipeline.comparison.arms import ALONE, TEACHER, Arm, Comparison
 from pipeline.comparison.paired import Difference, PairedDraws, main_metric
 
 MEAN_TEACHER = "mean_teacher"
+ENOUGH = 0.95  # of the student alone with all labels: labels that reach it suffice
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,36 @@ def _control(comparison: Comparison, student: str) -> Arm | None:
     """Return the better control by validation among those that learn from labels alone."""
     plain = [arm for arm in comparison.controls(student) if arm.method != MEAN_TEACHER]
     return max(plain, key=lambda arm: arm.validation, default=None)
+
+
+def verdict(rows: Sequence[EfficiencyRow]) -> str:
+    """Return a sentence or two for each student: what a teacher gives with the fewest labels, and which suffice.
+
+    Of several methods, the one that is best in validation with the fewest labels is told. Empty where no method has a
+    student alone beside it.
+    """
+    told = []
+    for student in dict.fromkeys(row.student for row in rows):
+        compared = [row for row in rows if row.student == student and row.over_control is not None]
+        fewest = [row for row in compared if row.amount is compared[0].amount]
+        if fewest:
+            first = max(fewest, key=lambda row: row.arm.validation)
+            told += _told(first, [row for row in compared if row.arm.label == first.arm.label])
+    return " ".join(told)
+
+
+def _told(first: EfficiencyRow, amounts: Sequence[EfficiencyRow]) -> list[str]:
+    """Return the sentences about an arm: `first` with the fewest labels, `amounts` with all that it was trained on."""
+    metric = main_metric(first.amount.comparison.kind).title
+    change = f"{first.over_control.value:+.3f} over the student alone"
+    if first.over_control.includes_zero is not False:
+        change += ", which is not significant"
+    sentences = [f"With {first.amount.label}, {first.arm.label} has {metric} {first.mean:.3f} ({change})."]
+    enough = [row for row in amounts if row.share_of_all is not None and row.share_of_all >= ENOUGH]
+    if enough:
+        reached = f"{100 * enough[0].share_of_all:.0f} % of the student alone with all labels"
+        sentences.append(f"With {enough[0].amount.label} it reaches {reached}.")
+    return sentences
 
 
 def by_arm(rows: Sequence[EfficiencyRow], student: str) -> Mapping[str, list[EfficiencyRow]]:

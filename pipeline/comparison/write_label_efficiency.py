@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.comparison import arrange, read_runs
-from pipeline.comparison.label_efficiency import Amount, EfficiencyRow, efficiency_rows, labelled_count
+from pipeline.comparison.label_efficiency import Amount, EfficiencyRow, efficiency_rows, labelled_count, verdict
 from pipeline.comparison.page import render_page
 from pipeline.comparison.paired import Difference, main_metric
 from pipeline.comparison.pictures.label_curves import draw_label_curves
@@ -60,13 +60,14 @@ def write_label_efficiency(
     tables = [_table(student, rows) for student in dict.fromkeys(row.student for row in rows)]
     picture = draw_label_curves(rows, folder / FIGURES)
     title = title or f"{dataset.name}: accuracy by the amount of labels"
-    page = render_page(title=title, tables=tables, marks=MARKS, legend=_LEGEND, pictures=[picture])
-    for ending, text in (("html", page), ("md", _markdown(title, tables)), ("csv", _csv(rows))):
+    told = verdict(rows)
+    page = render_page(title=title, verdict=told, tables=tables, marks=MARKS, legend=_LEGEND, pictures=[picture])
+    for ending, text in (("html", page), ("md", _markdown(title, told, tables)), ("csv", _csv(rows))):
         with replace_when_complete(folder / f"{NAME}.{ending}") as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     for table in tables:
         print(f"{table.caption}\n{text_table(table.header, table.rows)}\n")
-    print(f"labels compared in {folder}")
+    print(f"{told}\nlabels compared in {folder}".lstrip())
 
 
 def _table(student: str, rows: Sequence[EfficiencyRow]) -> Table:
@@ -98,8 +99,12 @@ def _change(difference: Difference | None) -> str:
     return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}){mark}"
 
 
-def _markdown(title: str, tables: Sequence[Table]) -> str:
-    parts = [f"# {title}", *(f"**{table.caption}**\n\n{markdown_table(table)}" for table in tables)]
+def _markdown(title: str, told: str, tables: Sequence[Table]) -> str:
+    parts = [
+        f"# {title}",
+        *([told] if told else []),
+        *(f"**{table.caption}**\n\n{markdown_table(table)}" for table in tables),
+    ]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in _LEGEND)]) + "\n"
 
 
