@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_prep.case_checks import CaseReport, check_case, holds_slides
 from data_prep.findings import ERROR, Finding, Findings, table
 from data_prep.layouts import import_command, layout_of
+from pipeline.command_line import CommandLine
 from pipeline.data import DATASET_FILE, SPLITS
 from pipeline.data.dataset.case_files import leaking_patients, repeated_ids, shared_files, written_alike
 from pipeline.data.dataset.declaration import Declaration, read_declaration
@@ -233,7 +234,7 @@ def _check_target(target: str, check: Check) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m data_prep.check", description=__doc__.split("\n")[0])
+    command = CommandLine(prog="python -m data_prep.check", description=__doc__.split("\n")[0])
     command.add_argument("dataset", metavar="DATASET", help="a dataset folder, or its dataset.json")
     command.add_argument("--json", metavar="FILE", help="write files, hashes, shapes, voxel sizes and findings there")
     return command

@@ -32,6 +32,7 @@ from data_prep.patients import read_patients
 from data_prep.scan_pairs import FoundScans, ScanPair, find_by_patterns, find_pairs
 from data_prep.scan_reader import ScanReader
 from data_prep.splits import DEFAULT_FRACTIONS, SplitRequests, add_split_options, assign, split_requests_of
+from pipeline.command_line import CommandLine
 from pipeline.data import (
     DATASET_FILE,
     SPLITS,
@@ -228,7 +229,7 @@ def _requests_of(given: argparse.Namespace, found: FoundScans) -> SplitRequests:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m data_prep.folder", description=__doc__.split("\n")[0])
+    command = CommandLine(prog="python -m data_prep.folder", description=__doc__.split("\n")[0])
     add = command.add_argument
     add("--source", metavar="DIR", help="a folder in the layout of Decathlon, nnU-Net or 3D Slicer")
     add("--images", metavar="DIR", help="instead: scans as NIfTI, NRRD, MetaImage, or one folder a DICOM series")

@@ -29,6 +29,7 @@ from data_prep.folder import check_folders_apart, read_labels
 from data_prep.gastric_files import Failure, Found, Picture, assigned, find_pairs, read_index, roster_of
 from data_prep.gastric_masks import MaskReader, parse_colours
 from data_prep.splits import SplitRequests, add_split_options, split_requests_of
+from pipeline.command_line import CommandLine
 from pipeline.data import (
     COLOUR_SLIDE,
     GREY_SLIDE,
@@ -304,7 +305,7 @@ def _gaps(dataset: Dataset, builder: SlideBuilder) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m data_prep.gastric", description=__doc__.split("\n")[0])
+    command = CommandLine(prog="python -m data_prep.gastric", description=__doc__.split("\n")[0])
     add = command.add_argument
     add("--images", metavar="DIR", help="pictures: PNG, JPEG or TIFF of one page, 8 bits a channel")
     add("--masks", metavar="DIR", help="masks with the names of their pictures, or NAME_mask, NAME_anno, NAME_label")

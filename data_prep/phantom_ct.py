@@ -22,6 +22,7 @@ from data_prep.building import by_split, finish, print_summary, relocated, write
 from data_prep.phantom_anatomy import draw
 from data_prep.phantom_shapes import Grid
 from data_prep.synapse_protocol import LABELS
+from pipeline.command_line import CommandLine
 from pipeline.data import CT_WINDOW, Case, Dataset
 from pipeline.errors import InputError, run_command
 from pipeline.files.atomic import new_folder
@@ -130,7 +131,7 @@ def make(output: str | Path, cases: int = 12, size: int = 96, slices: int = 24, 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m data_prep.phantom_ct", description=__doc__.split("\n")[0])
+    command = CommandLine(prog="python -m data_prep.phantom_ct", description=__doc__.split("\n")[0])
     add = command.add_argument
     add("--output", required=True, metavar="DIR", help="the dataset folder to make; must not exist")
     add("--cases", type=int, default=12, help="scans, each of a patient of its own (default %(default)s)")

@@ -24,6 +24,7 @@ from data_prep.gastric import convert
 from data_prep.phantom_shapes import smooth_noise
 from data_prep.phantom_tissue import Stain, Tissue
 from data_prep.phantom_whole_slide import LEAST_SLIDE_PX, write_whole_slide
+from pipeline.command_line import CommandLine
 from pipeline.data import Dataset, write_png
 from pipeline.errors import InputError, run_command
 
@@ -128,7 +129,7 @@ def _listed(path: Path, patients: dict[str, str]) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m data_prep.phantom_slides", description=__doc__.split("\n")[0])
+    command = CommandLine(prog="python -m data_prep.phantom_slides", description=__doc__.split("\n")[0])
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--output", metavar="DIR", help="the dataset folder to make; must not exist")
     what.add_argument("--whole-slide", metavar="FILE", help="instead: one pyramidal TIFF to make; must not exist")

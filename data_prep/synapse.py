@@ -19,6 +19,7 @@ from data_prep.building import LINKS, by_split, copy_or_link, finish, print_summ
 from data_prep.splits import named
 from data_prep.synapse_protocol import BTCV_LABELS, BTCV_TO_SYNAPSE, LABELS, TEST, TRAINING, VALIDATION
 from data_prep.synapse_slices import SliceCases
+from pipeline.command_line import CommandLine
 from pipeline.data import CT_WINDOW, Case, Dataset, read_label, read_volume, scan_suffix, write_label_map
 from pipeline.errors import InputError, run_command
 from pipeline.files.atomic import new_folder
@@ -179,7 +180,7 @@ def _report(cases: Cases, missing: list[str], dataset: Dataset) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m data_prep.synapse", description=__doc__.split("\n")[0])
+    command = CommandLine(prog="python -m data_prep.synapse", description=__doc__.split("\n")[0])
     add = command.add_argument
     add("--source", required=True, metavar="DIR", help="folder of the unpacked download; searched in depth")
     add("--output", required=True, metavar="DIR", help="the dataset folder to make; must not exist")

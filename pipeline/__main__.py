@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.command_line import CommandLine
 from pipeline.commands import commands_of, listed
 from pipeline.errors import run_command
 from pipeline.options import as_text, config_files, config_options
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line, whose description is the list."""
-    command = argparse.ArgumentParser(
+    command = CommandLine(
         prog="python -m pipeline",
         usage="python -m pipeline [options CONFIG ...]",
         description=_overview(),

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.command_line import CommandLine
 from pipeline.errors import InputError, run_command
 
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m pipeline.comparison", description=__doc__)
+    command = CommandLine(prog="python -m pipeline.comparison", description=__doc__)
     command.add_argument("runs", nargs="+", metavar="RUN", help="run folder with its report in RUN/report")
     command.add_argument("--output", required=True, metavar="DIR", help="folder for tables, page and figures")
     command.add_argument("--dataset", metavar="DIR", help="dataset folder of the reports, for pictures of cases")

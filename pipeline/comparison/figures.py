@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.command_line import CommandLine
 from pipeline.errors import InputError, run_command
 
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m pipeline.comparison.figures", description=__doc__)
+    command = CommandLine(prog="python -m pipeline.comparison.figures", description=__doc__)
     command.add_argument("--dataset", required=True, help="folder with a dataset.json")
     command.add_argument(
         "--predictions", required=True, nargs="+", metavar="NAME=DIR", help="label maps of each method"

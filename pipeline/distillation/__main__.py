@@ -8,6 +8,7 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.command_line import CommandLine
 from pipeline.errors import run_command
 
 # Modules that bring torch are imported where they are used: --help must not wait for them.
@@ -41,7 +42,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line, which has no option."""
-    return argparse.ArgumentParser(prog="python -m pipeline.distillation", description=__doc__)
+    return CommandLine(prog="python -m pipeline.distillation", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.command_line import CommandLine
 from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.data.scans.slicer import read_named_label, uncropped
 from pipeline.data.scans.volumes import on_grid_of
@@ -149,7 +150,7 @@ def _warn_of_gaps(matching: Matching, named: ScoredOrgans) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m pipeline.evaluation", description=__doc__)
+    command = CommandLine(prog="python -m pipeline.evaluation", description=__doc__)
     command.add_argument(
         "--predictions",
         required=True,

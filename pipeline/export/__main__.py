@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.command_line import CommandLine
 from pipeline.errors import InputError, run_command
 from pipeline.export.file_kinds import BUNDLE, FILE_KINDS, INT8_FORMATS, check_packages
 
@@ -75,7 +76,7 @@ def _megabytes(path: Path) -> float:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__)
+    command = CommandLine(prog="python -m pipeline.export", description=__doc__)
     command.add_argument("model", metavar="MODEL", help="model.pt of a training or distillation run")
     suffixes = ", ".join(kind.suffix for kind in FILE_KINDS.values())
     command.add_argument("output", metavar="OUTPUT", help=f"the file ({suffixes}); of a bundle the folder")

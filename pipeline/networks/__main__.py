@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from pipeline.command_line import CommandLine
 from pipeline.errors import run_command
 
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m pipeline.networks", description=__doc__)
+    command = CommandLine(prog="python -m pipeline.networks", description=__doc__)
     command.add_argument(
         "name", nargs="?", metavar="NAME", help="a network or a model.pt; without it, names are listed"
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.command_line import CommandLine
 from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.data.scans.formats import scan_suffix
 from pipeline.data.scans.volumes import read_volume, write_label_map
@@ -85,7 +86,7 @@ def _segment_file(source: Source, output: Path, student: Student) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    command = argparse.ArgumentParser(prog="python -m pipeline.segment", description=__doc__)
+    command = CommandLine(prog="python -m pipeline.segment", description=__doc__)
     command.add_argument(
         "student", metavar="STUDENT", help=".onnx or OpenVINO .xml that python -m pipeline.export wrote"
     )

@@ -278,7 +278,9 @@ def test_commands_that_say_too_little_or_too_much(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
 
 
 def test_a_slide_that_fails_leaves_nothing(tmp_path, monkeypatch):
