@@ -20,7 +20,7 @@ from pipeline.networks.saved_model import SavedModel
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 VERSION = "0.1.0"
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-# Without this file, MONAI begins with a warning. Ignite tells of each epoch, and a run has one.
+# Without this file, MONAI begins with a warning. Ignite tells of each epoch, and of errors that are raised too.
 LOGGING = """\
 [loggers]
 keys=root,ignite
@@ -36,7 +36,7 @@ level=INFO
 handlers=console
 
 [logger_ignite]
-level=WARNING
+level=CRITICAL
 handlers=
 qualname=ignite
 
