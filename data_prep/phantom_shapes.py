@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 Point = Sequence[float]
 
@@ -119,6 +118,8 @@ def _column(values: Point) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
+    from scipy import ndimage  # here: --help must not wait for it
+
     return ndimage.gaussian_filter1d(values, 1.5, mode="nearest")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from data_prep.phantom_shapes import smooth_noise
 
@@ -274,6 +273,8 @@ class Tissue:
 
     def colours(self, stain: Stain) -> np.ndarray:
         """Return the picture (side, side, 3) uint8 under a microscope: uneven section, slight blur, camera noise."""
+        from scipy import ndimage  # here: --help must not wait for it
+
         thickness = self.tissue * (1 + 0.06 * self.noise(150))
         amounts = (ndimage.gaussian_filter(part * thickness, 0.7) for part in (self.haematoxylin, self.eosin))
         seen = stain.colours(*amounts)

@@ -19,8 +19,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from pipeline.errors import InputError
 
@@ -193,6 +191,8 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 def _organ_boxes(prediction: np.ndarray, label: np.ndarray, largest: int) -> dict[int, tuple[slice, ...]]:
     """Return, for each value up to `largest` that occurs, the box around it in both maps together."""
+    from scipy import ndimage  # here: --help must not wait for it
+
     boxes: dict[int, tuple[slice, ...]] = {}
     for labels in (prediction, label):
         # max_label=0 would mean "find the maximum"
@@ -217,6 +217,8 @@ def _distances_in_box(prediction: np.ndarray, label: np.ndarray, spacing: np.nda
 
 def _nearest_distances(surface: np.ndarray, target: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Return the distance of each voxel of `surface` to the nearest of `target`: (n,) mm, inf if `target` is empty."""
+    from scipy.spatial import cKDTree  # here: --help must not wait for it
+
     distances = np.zeros(np.count_nonzero(surface))
     if not target.any():
         distances.fill(np.inf)
