@@ -93,7 +93,7 @@ class Comparison:
 
     def control(self, network: str) -> Arm | None:
         """Return the control that is best in validation, the first if any lacks the metric; None without any."""
-        return better_control(self.controls(network))
+        return best_in_validation(self.controls(network))
 
 
 def controls(arms: Sequence[Arm], network: str) -> list[Arm]:
@@ -105,7 +105,7 @@ def controls(arms: Sequence[Arm], network: str) -> list[Arm]:
     return [arm for arm in alone if {run.epochs for run in arm.parts} <= epochs] or alone[:1]
 
 
-def better_control(arms: Sequence[Arm]) -> Arm | None:
+def best_in_validation(arms: Sequence[Arm]) -> Arm | None:
     """Return the arm that is best in validation, the first if any lacks the metric; None without arms."""
     if any(math.isnan(arm.validation) for arm in arms):
         return arms[0]
@@ -263,7 +263,9 @@ def _control_notes(arms: Sequence[Arm]) -> list[str]:
         choice = controls(arms, network)
         scores = ", ".join(f"{arm.label} {arm.validation:.4f}" for arm in choice)
         if len(choice) > 1 and "nan" not in scores:
-            told.append(f"The better control of {network} by validation is {better_control(choice).label} ({scores}).")
+            told.append(
+                f"The better control of {network} by validation is {best_in_validation(choice).label} ({scores})."
+            )
         elif len(choice) > 1:
             told.append(f"The runs do not tell which control of {network} is better; {choice[0].label} is taken.")
     return told

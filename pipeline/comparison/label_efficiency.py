@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from pipeline.comparison.arms import ALONE, TEACHER, Arm, Comparison
+from pipeline.comparison.arms import ALONE, TEACHER, Arm, Comparison, best_in_validation
 from pipeline.comparison.paired import Difference, PairedDraws, main_metric
 
 MEAN_TEACHER = "mean_teacher"
@@ -110,8 +110,7 @@ def _mean_teacher(comparison: Comparison, student: str) -> Arm | None:
 
 def _control(comparison: Comparison, student: str) -> Arm | None:
     """Return the better control by validation among those that learn from labels alone."""
-    plain = [arm for arm in comparison.controls(student) if arm.method != MEAN_TEACHER]
-    return max(plain, key=lambda arm: arm.validation, default=None)
+    return best_in_validation([arm for arm in comparison.controls(student) if arm.method != MEAN_TEACHER])
 
 
 def verdict(rows: Sequence[EfficiencyRow]) -> str:
@@ -125,7 +124,8 @@ def verdict(rows: Sequence[EfficiencyRow]) -> str:
         compared = [row for row in rows if row.student == student and row.over_control is not None]
         fewest = [row for row in compared if row.amount is compared[0].amount]
         if fewest:
-            first = max(fewest, key=lambda row: row.arm.validation)
+            best = best_in_validation([row.arm for row in fewest])
+            first = next(row for row in fewest if row.arm is best)
             told += _told(first, [row for row in compared if row.arm.label == first.arm.label])
     return " ".join(told)
 

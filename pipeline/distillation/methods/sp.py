@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity preserving distillation: regions with similar features in the teacher have so in the student.
+"""Similarity preserving distillation: regions that are similar in the teacher are similar in the student.
 
 Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, with the vectors of a batch
 as rows of X:
