@@ -52,7 +52,12 @@ class SourceDataset(IterableDataset):
         self.failures.clear()
         # A generator would hold each image while it waits; map and filter keep none.
         wanted = [source for source in self.sources if source.case not in self.left_out]
-        return filter(None, map(self._read, wanted[distributed.rank() :: distributed.world_size()]))
+        own = wanted[distributed.rank() :: distributed.world_size()]
+        self._begin(own)
+        return filter(None, map(self._read, own))
+
+    def _begin(self, sources: Sequence[Source]) -> None:
+        """Prepare for reading `sources`, in this order."""
 
     def _read(self, source: Source) -> dict[str, Any] | None:
         """Return the item of a source, None where it cannot be read and there are others."""
@@ -79,5 +84,5 @@ class SourceDataset(IterableDataset):
         self.failures.append(Failure(source.case, str(source.path), error))
 
     def seconds_since_start(self, case: str) -> float:
-        """Return the seconds since the reading of a source began."""
+        """Return the seconds since a source was asked for."""
         return time.perf_counter() - self._started[case]

@@ -7,18 +7,19 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.command_line import CommandLine
 from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.data.scans.formats import scan_suffix
-from pipeline.data.scans.volumes import read_volume, write_label_map
+from pipeline.data.scans.volumes import Volume, read_volume, write_label_map
 from pipeline.errors import BAD_INPUT, InputError, run_command
+from pipeline.files.read_ahead import ReadAhead
 from pipeline.inference.scans.scan_files import find_scans
 from pipeline.inference.sources import Source
 from pipeline.segment.runtimes import AUTO, RUNTIMES, Student, load_student
-from pipeline.segment.slicewise import check_segments_scans, segment_volume
+from pipeline.segment.slicewise import check_segments_scans, segment_volume, warm_up
 
 SUFFIX = ".nii.gz"
 
@@ -30,10 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_outputs(outputs, options.overwrite)
     student = load_student(Path(options.student), options.backend)
     check_segments_scans(student.description)
+    volumes = ReadAhead(read_volume, [source.path for source, _ in outputs])
+    warm_up(student)  # while the first scan is read
     failed = 0
     for source, output in outputs:
         try:
-            _segment_file(source, output, student)
+            _segment_next(volumes, source.case, output, student)
         except InputError as error:
             if len(outputs) == 1:
                 raise
@@ -74,14 +77,14 @@ def _check_outputs(outputs: Sequence[tuple[Source, Path]], overwrite: bool) -> N
             raise InputError(f"{output} exists; choose another output, or add --overwrite")
 
 
-def _segment_file(source: Source, output: Path, student: Student) -> None:
+def _segment_next(volumes: Iterator[Volume], case: str, output: Path, student: Student) -> None:
     started = time.perf_counter()
-    volume = read_volume(source.path)
+    volume = next(volumes)
     write_label_map(output, segment_volume(volume, student), volume)
     doubt = doubt_modality(student.description.modality, float(volume.array.min()), float(volume.array.max()))
     for note in (*volume.notes, *([doubt] if doubt else [])):
-        print(f"{source.case}: {note}", file=sys.stderr)
-    print(f"{source.case}: {time.perf_counter() - started:.1f} s by {student.backend}, {output}", flush=True)
+        print(f"{case}: {note}", file=sys.stderr)
+    print(f"{case}: {time.perf_counter() - started:.1f} s by {student.backend}, {output}", flush=True)
 
 
 def parser() -> argparse.ArgumentParser:

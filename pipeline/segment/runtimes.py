@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import platform
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Student:
     Attributes:
         description: what its file says of it.
         run: images (B, C, H, W) float32, sides multiples of `description.size_divisor`, to logits (B, K, H, W) float32;
-            volumes likewise with three sides.
+            volumes likewise with three sides. Several threads may call it.
         backend: the runtime that runs it.
         path: the file.
     """
@@ -146,30 +147,31 @@ def _metadata_of(model: Any, suffix: str) -> dict[str, str]:
 def runner_of_openvino(model: Any) -> Run:
     """Return the function from images to logits of an OpenVINO model on the CPU, in full precision.
 
-    Images go one by one, on as many cores as there are, to a network compiled for their size: a batch in one piece, or
-    a network for any size, takes a third more time.
+    It may be called from several threads. Images go one by one, on as many cores as there are, to a network compiled
+    for their size: a batch in one piece, or a network for any size, takes a third more time.
     """
-    queues: dict[tuple[int, ...], Any] = {}
+
+    @functools.cache
+    def compiled(size: tuple[int, ...]) -> Any:
+        return _compile_openvino(model, size)
 
     def run(images: np.ndarray) -> np.ndarray:
         """Return the logits of images (N, C, H, W), or volumes."""
-        size = images.shape[1:]
-        if size not in queues:
-            queues[size] = _queue_of(model, size)
-        results: list[np.ndarray] = [np.empty(0)] * len(images)
-        queues[size].set_callback(
-            lambda request, place: results.__setitem__(place, request.get_output_tensor().data.copy())
-        )
-        for place, image in enumerate(images):
-            queues[size].start_async([image[None]], place)
-        queues[size].wait_all()
-        return np.concatenate(results)
+        with compiling:  # the cache alone would let two threads compile the same
+            network = compiled(images.shape[1:])
+        requests = [network.create_infer_request() for _ in images]
+        for request, image in zip(requests, images, strict=True):
+            request.start_async([image[None]])
+        for request in requests:
+            request.wait()
+        return np.concatenate([request.get_output_tensor().data for request in requests])
 
+    compiling = threading.Lock()
     return run
 
 
-def _queue_of(model: Any, size: tuple[int, ...]) -> Any:
-    """Return the queue of a network that takes one image (C, H, W), or volume, of `size` at a time."""
+def _compile_openvino(model: Any, size: tuple[int, ...]) -> Any:
+    """Return the network that takes one image (C, H, W), or volume, of `size` at a time."""
     import openvino
     from openvino import properties
 
@@ -178,8 +180,9 @@ def _queue_of(model: Any, size: tuple[int, ...]) -> Any:
     hints = {
         properties.hint.inference_precision(): openvino.Type.f32,  # bfloat16 where the CPU has it, by default
         properties.hint.performance_mode(): properties.hint.PerformanceMode.THROUGHPUT,
+        properties.hint.enable_cpu_pinning(): False,  # other threads prepare images and labels meanwhile
     }
-    return openvino.AsyncInferQueue(openvino_core().compile_model(fixed, "CPU", hints))
+    return openvino_core().compile_model(fixed, "CPU", hints)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

