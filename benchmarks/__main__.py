@@ -11,6 +11,7 @@ import torch
 # Each in a process of its own: peak memory is a property of a process.
 BENCHMARKS = (
     ["benchmarks.distillation_step"],
+    ["benchmarks.exported_students"],
     ["benchmarks.gradient_shares"],
     ["benchmarks.graph_flow_reach"],
     ["benchmarks.hd95", "--medpy"],

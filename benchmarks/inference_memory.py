@@ -81,6 +81,7 @@ def measure(path: Path, output: Path, network: str, size: int, slices_per_chunk:
         preprocessing=PREPROCESSING,
         size=size,
         tile_px=None,
+        modality="CT",
         sha256="",
     )
     before = peak_bytes()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds and peak memory from `.nii.gz` to `.nii.gz`: this package, stock MONAI, and the original loop over slices.
+"""Seconds and peak memory from `.nii.gz` to `.nii.gz`: this package by each backend, stock MONAI, the original's loop.
 
 They take turns, each time in a process of its own, with the same weights: a student trained for a minute on the same
-kind of made-up scan. Seconds are without imports and loading of weights, but for the exported student, run by
-`python -m pipeline.segment` with OpenVINO where that is installed: its seconds are those of the whole command.
+kind of made-up scan. Seconds are without imports, loading of weights and export in memory. Those of exported students,
+run by `python -m pipeline.segment`, are of the whole command.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from torch import nn
 from benchmarks.inference_memory import CLASSES, PREPROCESSING, SIDE, peak_bytes
 from benchmarks.inference_opponents import original_loop, stock_monai
 from benchmarks.phantom_student import trained_student, write_phantom
-from pipeline.inference import segment_files
-from pipeline.networks import build_network, save_model
-from pipeline.segment.runtimes import OPENVINO, is_installed
+from pipeline.inference import backend_of, network_on, segment_files
+from pipeline.inference.backends import TORCH
+from pipeline.networks import load_model, save_model
+from pipeline.segment.runtimes import OPENVINO, RUNTIMES, is_installed
 
-EXPORTED = "exported"
+EXPORTED = "exported, "
 _TEXT = {"check": True, "stdout": subprocess.PIPE, "text": True}
 _MEASURED = """
 import json, resource, subprocess, sys, time
@@ -46,31 +47,39 @@ print(json.dumps({"cpu": usage.ru_utime + usage.ru_stime, "wall": wall, "gb": pe
 """
 AIMS = {"stock MONAI": 6.0, "original loop": 3.0}  # how many times their CPU seconds are to be ours
 AIM_GB = 1.0
+LABELS = {0: "background", **{value: f"organ {value}" for value in range(1, CLASSES)}}
 
 
 def this_package(scan: Path, output: Path, network: nn.Module, size: int) -> None:
-    """Segment a scan as the bundles do."""
+    """Segment a scan as the bundles do; the network may be a `RuntimeNetwork`."""
     model = SimpleNamespace(
         network=network,
         network_arguments={"in_channels": 1},
-        labels={value: f"organ {value}" for value in range(CLASSES)},
+        labels=LABELS,
         preprocessing=PREPROCESSING,
         size=size,
         tile_px=None,
+        modality="CT",
         sha256="",
     )
     segment_files(scan, output, model)
 
 
-WAYS = {"this package": this_package, "stock MONAI": stock_monai, "original loop": original_loop}
+OPPONENTS = {"stock MONAI": stock_monai, "original loop": original_loop}
+
+
+def ways_here() -> list[str]:
+    """Return the names of all ways that this machine has: backends, exported students, opponents."""
+    runtimes = [name for name in RUNTIMES if is_installed(name)]
+    return [TORCH, *runtimes, *(EXPORTED + name for name in runtimes), *OPPONENTS]
 
 
 def measure(way: str, folder: Path, network: str, size: int) -> None:
     """Segment the folder's scan and print the cost as JSON; meant for a process of its own, whose peak it reports."""
-    student = build_network(network, in_channels=1, out_channels=CLASSES).eval()
-    student.load_state_dict(torch.load(folder / f"{network}.pt"))
+    model = load_model(folder / f"{network}.pt")
+    student = model.network.eval() if way in OPPONENTS else network_on(model, backend_of(way, "cpu"))
     cpu, wall = time.process_time(), time.perf_counter()
-    WAYS[way](folder / "scan.nii.gz", folder / network / way, student, size)
+    OPPONENTS.get(way, this_package)(folder / "scan.nii.gz", folder / network / way, student, size)
     cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "gb": peak_bytes() / 1e9}
     print(json.dumps(cost))
 
@@ -80,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--networks", nargs="+", default=["mobile_unet", "enet"])
+    parser.add_argument("--ways", nargs="+", default=ways_here(), help="some of: " + "; ".join(ways_here()))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -102,11 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _in_own_process(way: str, folder: Path, network: str, size: int) -> None:
     if way == "train":
-        student = trained_student(network, size)
-        torch.save(student.state_dict(), folder / f"{network}.pt")
-        labels = {0: "background", **{value: f"organ {value}" for value in range(1, CLASSES)}}
-        saved = folder / f"{network}.model.pt"
-        save_model(saved, student, labels=labels, preprocessing=PREPROCESSING, size=size, modality="CT")
+        student, saved = trained_student(network, size), folder / f"{network}.pt"
+        save_model(saved, student, labels=LABELS, preprocessing=PREPROCESSING, size=size, modality="CT")
     else:
         measure(way, folder, network, size)
 
@@ -114,50 +121,58 @@ def _in_own_process(way: str, folder: Path, network: str, size: int) -> None:
 def _report(network: str, folder: Path, given: argparse.Namespace) -> None:
     """Train, let the ways take turns, and print their costs and how far their masks agree."""
     _run("train", network, folder, given)
-    ways = {way: lambda way=way: json.loads(_run(way, network, folder, given).splitlines()[-1]) for way in WAYS}
-    if is_installed(OPENVINO):
-        _export(network, folder)
-        ways[EXPORTED] = lambda: _run_exported(network, folder)
-    costs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    costs: dict[str, list[dict[str, float]]] = {way: [] for way in given.ways}
     for _ in range(given.rounds):
         for way, of_way in costs.items():
-            of_way.append(ways[way]())
+            of_way.append(_cost(way, network, folder, given))
     medians = {
         way: {key: statistics.median(one[key] for one in of_way) for key in of_way[0]} for way, of_way in costs.items()
     }
-    own_mask = _mask(folder / network / "this package")
+    first = given.ways[0]
+    own_mask = _mask(folder / network / first)
     print(f"{network}, {np.count_nonzero(own_mask) / own_mask.size:.1%} of the voxels are organs")
     for way, cost in medians.items():
         same = np.count_nonzero(_mask(folder / network / way) == own_mask) / own_mask.size
         aim = f"   {_times(way, cost, medians)}" if way in AIMS else f"   (aim {AIM_GB:g} GB)"
         print(
-            f"  {way:14s} {cost['cpu']:6.1f} CPU s {cost['wall']:6.1f} s  peak {cost['gb']:.2f} GB"
-            f"   {same:.2%} of voxels as ours{aim}",
+            f"  {way:21s} {cost['cpu']:6.1f} CPU s {cost['wall']:6.1f} s  peak {cost['gb']:.2f} GB"
+            f"   {same:.2%} of voxels as {first}{aim}",
             flush=True,
         )
 
 
+def _cost(way: str, network: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
+    if way.startswith(EXPORTED):
+        return _run_exported(way.removeprefix(EXPORTED), network, folder)
+    return json.loads(_run(way, network, folder, given).splitlines()[-1])
+
+
 def _times(way: str, cost: dict[str, float], medians: dict[str, dict[str, float]]) -> str:
     """Return how many times the CPU seconds of ours an opponent takes."""
-    ours = [name for name in ("this package", EXPORTED) if name in medians]
+    ours = [name for name in medians if name not in AIMS]
     times = [f"{cost['cpu'] / medians[name]['cpu']:.1f} x {name}" for name in ours]
-    return f"{', '.join(times)} (aim {AIMS[way]:g} x)"
+    return f"{'; '.join(times)} (aim {AIMS[way]:g} x)"
 
 
-def _export(network: str, folder: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.export", folder / f"{network}.model.pt", folder / f"{network}.xml"]
-    command += ["--format", "openvino", "--slices", folder / "scan.nii.gz"]
-    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    (folder / network / EXPORTED).mkdir(parents=True)
-
-
-def _run_exported(network: str, folder: Path) -> dict[str, float]:
+def _run_exported(runtime: str, network: str, folder: Path) -> dict[str, float]:
     """Return the cost of the whole command that segments with an exported student."""
-    output = folder / network / EXPORTED / "scan.nii.gz"
-    command = [sys.executable, "-m", "pipeline.segment", str(folder / f"{network}.xml"), str(folder / "scan.nii.gz")]
+    student, output = _exported(runtime, network, folder), folder / network / (EXPORTED + runtime) / "scan.nii.gz"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pipeline.segment", str(student), str(folder / "scan.nii.gz"), str(output)]
     # By a small process between: the peak of a child begins with that of the process that starts it.
-    told = subprocess.run([sys.executable, "-c", _MEASURED, *command, str(output), "--overwrite"], **_TEXT).stdout
+    told = subprocess.run([sys.executable, "-c", _MEASURED, *command, "--overwrite"], **_TEXT).stdout
     return json.loads(told.splitlines()[-1])
+
+
+def _exported(runtime: str, network: str, folder: Path) -> Path:
+    """Return the file of the exported student, made if it isn't there."""
+    file_format, suffix = ("openvino", ".xml") if runtime == OPENVINO else ("onnx", ".onnx")
+    student = folder / f"{network}{suffix}"
+    if not student.is_file():
+        command = [sys.executable, "-m", "pipeline.export", folder / f"{network}.pt", student]
+        command += ["--format", file_format, "--slices", folder / "scan.nii.gz"]
+        subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    return student
 
 
 def _run(way: str, network: str, folder: Path, given: argparse.Namespace) -> str:

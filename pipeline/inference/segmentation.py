@@ -12,7 +12,8 @@ from monai.engines import SupervisedEvaluator
 from pipeline.data.preprocessing import preprocessing_of
 from pipeline.data.scans.volumes import Volume
 from pipeline.errors import InputError
-from pipeline.inference.backends import TORCH
+from pipeline.inference.backends import TORCH, backend_of, network_on
+from pipeline.inference.logits import device_of
 from pipeline.inference.scans.label_map_writer import LabelMapWriter, check_on_own_grid
 from pipeline.inference.scans.patches import PatchInferer
 from pipeline.inference.scans.scan_dataset import ScanDataset, as_loaded, scan_loader
@@ -74,30 +75,40 @@ def segment_files(
     overwrite: bool = False,
     output_format: str = "nifti",
     overlay: bool = False,
+    backend: str = TORCH,
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
     Writes `CASE.nii.gz`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has finished with the same
     input, model and settings is kept unless it is to be overwritten. With `output_format` "dicom-seg" a DICOM SEG
     `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added. With `overlay` there is also a picture
-    `CASE_overlay.png`. Scans that cannot be read are recorded and skipped: the code is 0 when none failed, 1 when some
-    did, 2 when all did. Raises `InputError` when a single scan is given and fails, and for what concerns all: the
-    folder, the names, the model, DICOM SEG of other files.
+    `CASE_overlay.png`. `backend` is one of `backend_of`. Scans that cannot be read are recorded and skipped: the code
+    is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is given and fails,
+    and for what concerns all: the folder, the names, the model, the backend, DICOM SEG of other files.
     """
     preprocessing = preprocessing_of(model.preprocessing)
     scans = ScanDataset(inputs, preprocessing, model.modality)
-    settings = {"precision": amp_dtype or "float32", "backend": TORCH}
+    network, settings = _network_and_settings(model, backend, amp_dtype)
     writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite, output_format, overlay)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
         val_data_loader=scan_loader(scans),
-        network=for_inference(model.network),
+        network=network,
         inferer=inferer_of(model, slices_per_chunk, amp_dtype),
         postprocessing=preprocessing.to_own_grid(),
         val_handlers=[writer],
     )
     evaluator.run()
     return writer.exit_code
+
+
+def _network_and_settings(
+    model: SavedModel, backend: str, amp_dtype: str | None
+) -> tuple[torch.nn.Module, dict[str, str]]:
+    """Return the network as it will run, and what of that changes labels, for the manifest."""
+    precision = amp_dtype or "float32"
+    chosen = backend_of(backend, device_of(model.network, torch.device("cpu")), precision)
+    return for_inference(network_on(model, chosen)), {"precision": precision, "backend": chosen}
 
 
 def segment_slides(
@@ -109,27 +120,24 @@ def segment_slides(
     background: float | None = 220,
     amp_dtype: str | None = None,
     overwrite: bool = False,
+    backend: str = TORCH,
 ) -> int:
     """Segment a slide, or a folder of slides, into `output_dir`; returns the exit code.
 
     Writes `CASE.tif`, `CASE_overview.png`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has
-    finished with the same input, model and settings is kept unless it is to be overwritten. Slides that cannot be read
-    are recorded and passed over: the code is 0 when none failed, 1 when some did or have unreadable parts, 2 when all
-    did. Raises `InputError` when a single slide is given and fails, and for what concerns all: the folder, the names,
-    the model.
+    finished with the same input, model and settings is kept unless it is to be overwritten. `backend` is one of
+    `backend_of`. Slides that cannot be read are recorded and passed over: the code is 0 when none failed, 1 when some
+    did or have unreadable parts, 2 when all did. Raises `InputError` when a single slide is given and fails, and for
+    what concerns all: the folder, the names, the model, the backend.
     """
     slides = SlideDataset(inputs)
-    settings = {
-        "overlap": overlap,
-        "background": background,
-        "precision": amp_dtype or "float32",
-        "backend": TORCH,
-    }
+    network, settings = _network_and_settings(model, backend, amp_dtype)
+    settings = {"overlap": overlap, "background": background, **settings}
     writer = SlideLabelWriter(output_dir, slides, model.labels, model.sha256, settings, overwrite)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # slides stay on disk; their tiles travel to the network
         val_data_loader=slide_loader(slides),
-        network=for_inference(model.network),
+        network=network,
         prepare_batch=slide_batch,
         inferer=tile_inferer_of(model, overlap, tiles_per_batch, background, amp_dtype),
         val_handlers=[writer],
