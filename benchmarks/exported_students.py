@@ -28,9 +28,9 @@ from benchmarks.phantom_student import trained_student, write_phantom
 from pipeline.data.scans.geometry import to_ras
 from pipeline.data.scans.volumes import read_volume, write_label_map
 from pipeline.networks import build_network, multiply_adds, save_model
+from pipeline.runtimes.resampling import labels_at, resize_images
+from pipeline.runtimes.runners import fastest_runtime, load_student
 from pipeline.segment.preprocessing import intensity_rule_of, scaled
-from pipeline.segment.resampling import labels_at, resize_images
-from pipeline.segment.runtimes import fastest_runtime, load_student
 from pipeline.segment.slicewise import SLICES_PER_CHUNK, warm_up
 
 SLICES = 150

@@ -32,7 +32,7 @@ from benchmarks.phantom_student import trained_student, write_phantom
 from pipeline.inference import backend_of, network_on, segment_files
 from pipeline.inference.backends import TORCH
 from pipeline.networks import load_model, save_model
-from pipeline.segment.runtimes import OPENVINO, RUNTIMES, is_installed
+from pipeline.runtimes.runners import OPENVINO, RUNTIMES, is_installed
 
 EXPORTED = "exported, "
 _TEXT = {"check": True, "stdout": subprocess.PIPE, "text": True}

@@ -17,9 +17,9 @@ from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.data.scans.slicer import read_named_label, uncropped
 from pipeline.data.scans.volumes import on_grid_of
 from pipeline.errors import InputError, run_command
-from pipeline.evaluation.mask_files import read_mask
-from pipeline.evaluation.matching import CasePair, Matching, match_cases
-from pipeline.evaluation.organs import ScoredOrgans, organs_given, organs_of_files
+from pipeline.evaluation.masks.files import read_mask
+from pipeline.evaluation.masks.matching import CasePair, Matching, match_cases
+from pipeline.evaluation.masks.organs import ScoredOrgans, organs_given, organs_of_files
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.provenance import describe_case, describe_run
 from pipeline.evaluation.report import PROTOCOLS, check_output_folder, protocol_named, write_report

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.export.description import describe_model
 from pipeline.export.formats import FORMATS
 from pipeline.export.int8 import write_int8
 from pipeline.export.parity import Agreement, agreement, check_parity
 from pipeline.export.samples import Samples
 from pipeline.files.atomic import replace_when_complete
 from pipeline.networks import SavedModel
+from pipeline.runtimes.description import describe_model
 
 
 def export_network(model: SavedModel, destination: Path, name: str, samples: Samples, int8: bool = False) -> Agreement:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.segment.runtimes import ONNXRUNTIME, OPENVINO, is_installed
+from pipeline.runtimes.runners import ONNXRUNTIME, OPENVINO, is_installed
 
 
 class FileKind(NamedTuple):

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.export.description import INPUT, OUTPUT, Description
 from pipeline.export.file_kinds import FILE_KINDS
-from pipeline.segment.runtimes import (
+from pipeline.runtimes.description import INPUT, OUTPUT, Description
+from pipeline.runtimes.runners import (
     ONNXRUNTIME,
     OPENVINO,
     RT_INFO,

@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.export.description import INPUT, Description
 from pipeline.export.formats import onnx_model, set_metadata, write_as_openvino
 from pipeline.networks import PaddedInferer
+from pipeline.runtimes.description import INPUT, Description
 
 
 def write_int8(network: nn.Module, description: Description, images: Tensor, path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.networks import PaddedInferer, SavedModel
-from pipeline.segment.runtimes import Run
+from pipeline.runtimes.runners import Run
 
 LEAST_DICE = 0.999
 LEAST_DICE_INT8 = 0.995

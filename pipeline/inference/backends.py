@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.networks import SavedModel
 from pipeline.processes.bfloat16 import check_bfloat16
-from pipeline.segment.runtimes import (
+from pipeline.runtimes.runners import (
     AUTO,
     ONNXRUNTIME,
     OPENVINO,
@@ -114,9 +114,9 @@ class RuntimeNetwork(nn.Module):
 def _exported(model: SavedModel, backend: str) -> Run:
     """Return the function from images to logits of a network that is exported in memory."""
     # Loaded here, since nothing of it is needed where torch runs the network.
-    from pipeline.export.description import describe_model
     from pipeline.export.formats import onnx_model
     from pipeline.export.parity import ParityError, agreement, check_parity, smooth_images
+    from pipeline.runtimes.description import describe_model
 
     network = model.network.cpu()  # runtimes have the CPU alone
     content = onnx_model(network, describe_model(model)).SerializeToString()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classes at another size than the logits, on a CPU without interpolating all logits.
 
-There the logits are interpolated near borders between classes alone (`pipeline.segment.resampling`).
+There the logits are interpolated near borders between classes alone (`pipeline.runtimes.resampling`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.segment import resampling
+from pipeline.runtimes import resampling
 
 # From this share of mixed cells on, for each class, interpolating everything takes less time than picking them (two
 # cores, torch 2.13): 7 % for two classes, 31 % for nine.

@@ -15,11 +15,11 @@ from torch import nn
 
 from pipeline.described import plain
 from pipeline.errors import InputError
+from pipeline.networks.architectures.enet import ENet
+from pipeline.networks.architectures.erfnet import ERFNet
+from pipeline.networks.architectures.fanet import FANet
+from pipeline.networks.architectures.mobile_unet import MobileUNet
 from pipeline.networks.base import SegmentationNetwork
-from pipeline.networks.enet import ENet
-from pipeline.networks.erfnet import ERFNet
-from pipeline.networks.fanet import FANet
-from pipeline.networks.mobile_unet import MobileUNet
 from pipeline.networks.monai_networks import FAMILIES, MONAI_NETWORKS, PACKAGE, build_monai_network
 from pipeline.networks.shapes import check_taps, feature_maps
 

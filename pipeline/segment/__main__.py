@@ -18,7 +18,7 @@ from pipeline.errors import BAD_INPUT, InputError, run_command
 from pipeline.files.read_ahead import ReadAhead
 from pipeline.inference.scans.scan_files import find_scans
 from pipeline.inference.sources import Source
-from pipeline.segment.runtimes import AUTO, RUNTIMES, Student, load_student
+from pipeline.runtimes.runners import AUTO, RUNTIMES, Student, load_student
 from pipeline.segment.slicewise import check_segments_scans, segment_volume, warm_up
 
 SUFFIX = ".nii.gz"

@@ -10,10 +10,10 @@ import numpy as np
 from pipeline.data.scans.geometry import Volume, to_ras
 from pipeline.data.scans.volumes import signed_values
 from pipeline.errors import InputError
-from pipeline.export.description import Description
+from pipeline.runtimes.description import Description
+from pipeline.runtimes.resampling import labels_at, resize_images
+from pipeline.runtimes.runners import Run, Student
 from pipeline.segment.preprocessing import intensity_rule_of, scaled
-from pipeline.segment.resampling import labels_at, resize_images
-from pipeline.segment.runtimes import Run, Student
 
 SLICES_PER_CHUNK = 4
 _THREADS = 4  # each holds a chunk and its logits, and waits for the runtime, which takes all cores

@@ -15,7 +15,7 @@ from data_prep import phantom_ct
 from pipeline.data import read_label, to_ras
 from pipeline.errors import InputError
 from pipeline.networks import load_model
-from pipeline.segment.runtimes import is_installed, load_student
+from pipeline.runtimes.runners import is_installed, load_student
 from tests.bundles.untrained import untrained
 from tests.export.students import student
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.export.description import Description, describe_model
-from pipeline.segment.runtimes import is_installed, load_student
+from pipeline.runtimes.description import Description, describe_model
+from pipeline.runtimes.runners import is_installed, load_student
 from tests.export.students import LABELS, SEGRESNET, student
 
 pytest.importorskip("onnx")

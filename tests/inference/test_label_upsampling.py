@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.inference import label_upsampling
 from pipeline.inference.label_upsampling import first_of_largest, resized_classes
-from pipeline.segment import resampling
+from pipeline.runtimes import resampling
 
 SIDES = st.integers(1, 17)
 TIE = 1e-5  # logits of about 1 that are as near to each other may change places by the rounding of a float32

@@ -18,8 +18,8 @@ from pipeline.data import IntensityRule, read_volume
 from pipeline.errors import InputError
 from pipeline.inference import segment
 from pipeline.networks import PaddedInferer, SavedModel
+from pipeline.runtimes import runners
 from pipeline.segment import __main__ as command
-from pipeline.segment import runtimes
 from pipeline.segment.slicewise import segment_volume
 from tests.export.students import SEGRESNET, student
 
@@ -111,7 +111,7 @@ def test_students_give_the_masks_of_torch(exported, tmp_path, key, backend):
     pytest.importorskip(backend)
     model, file = exported(key)
     scan = write_scan(tmp_path / "scan.nii", "ALI")
-    labels = segment_volume(read_volume(scan), runtimes.load_student(file, backend))
+    labels = segment_volume(read_volume(scan), runners.load_student(file, backend))
     level = ties(model, scan)
     np.testing.assert_array_equal(labels[~level], segment(read_volume(scan), model)[~level])
 
@@ -120,7 +120,7 @@ def test_enet_differs_where_maxima_are_level_alone(exported, tmp_path):
     # It un-pools by the places of maxima: where two pixels of a window are level, rounding chooses the place.
     model, file = exported("enet")
     scan = write_scan(tmp_path / "scan.nii")
-    labels = segment_volume(read_volume(scan), runtimes.load_student(file, "onnxruntime"))
+    labels = segment_volume(read_volume(scan), runners.load_student(file, "onnxruntime"))
     assert (labels != segment(read_volume(scan), model)).mean() < 2e-3
 
 
@@ -137,7 +137,7 @@ def test_an_openvino_file_gives_the_masks_of_the_onnx_file(exported, tmp_path):
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_the_size_of_chunks_does_not_change_the_result(exported, tmp_path, chunk):
     _, file = exported("segresnet")
-    volume, loaded = read_volume(write_scan(tmp_path / "scan.nii")), runtimes.load_student(file, "onnxruntime")
+    volume, loaded = read_volume(write_scan(tmp_path / "scan.nii")), runners.load_student(file, "onnxruntime")
     np.testing.assert_array_equal(segment_volume(volume, loaded, chunk), segment_volume(volume, loaded))
 
 
@@ -224,28 +224,28 @@ class TestRefused:
         model = onnx.load(file)
         del model.metadata_props[:]
         onnx.save(model, tmp_path / "bare.onnx")
-        for backend in filter(runtimes.is_installed, runtimes.RUNTIMES):
+        for backend in filter(runners.is_installed, runners.RUNTIMES):
             with pytest.raises(InputError, match="no exported student"):
-                runtimes.load_student(tmp_path / "bare.onnx", backend)
+                runners.load_student(tmp_path / "bare.onnx", backend)
 
     def test_a_truncated_file(self, exported, tmp_path):
         _, file = exported("erfnet")
         (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:10_000])
-        for backend in filter(runtimes.is_installed, runtimes.RUNTIMES):
+        for backend in filter(runners.is_installed, runners.RUNTIMES):
             with pytest.raises(InputError, match="cannot be read"):
-                runtimes.load_student(tmp_path / "cut.onnx", backend)
+                runners.load_student(tmp_path / "cut.onnx", backend)
 
     def test_a_runtime_that_is_not_installed(self, exported, monkeypatch):
         _, file = exported("erfnet")
-        monkeypatch.setattr(runtimes, "is_installed", lambda name: False)
+        monkeypatch.setattr(runners, "is_installed", lambda name: False)
         with pytest.raises(InputError, match="pip install openvino"):
-            runtimes.load_student(file, "openvino")
+            runners.load_student(file, "openvino")
         with pytest.raises(InputError, match="pip install onnxruntime"):
-            runtimes.load_student(file)
+            runners.load_student(file)
 
     def test_logits_that_are_not_finite_name_the_slice(self, exported, tmp_path):
         _, file = exported("erfnet")
-        loaded = runtimes.load_student(file, "onnxruntime")
+        loaded = runners.load_student(file, "onnxruntime")
 
         def broken(images: np.ndarray) -> np.ndarray:
             """Give NaN for the second of the last three slices."""
@@ -268,20 +268,20 @@ class TestRefused:
     )
     def test_students_of_other_images(self, exported, tmp_path, changes, named):
         _, file = exported("erfnet")
-        loaded = runtimes.load_student(file, "onnxruntime")
+        loaded = runners.load_student(file, "onnxruntime")
         other = replace(loaded, description=replace(loaded.description, **changes))
         with pytest.raises(InputError, match=named):
             segment_volume(read_volume(write_scan(tmp_path / "scan.nii")), other)
 
 
 def test_auto_takes_openvino_on_x86_and_onnxruntime_elsewhere(monkeypatch):
-    monkeypatch.setattr(runtimes, "is_installed", lambda name: True)
+    monkeypatch.setattr(runners, "is_installed", lambda name: True)
     for machine, expected in (("x86_64", "openvino"), ("AMD64", "openvino"), ("aarch64", "onnxruntime")):
-        monkeypatch.setattr(runtimes.platform, "machine", lambda machine=machine: machine)
-        assert runtimes.fastest_runtime() == expected
-    monkeypatch.setattr(runtimes, "is_installed", lambda name: name == "onnxruntime")
-    monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
-    assert runtimes.fastest_runtime() == "onnxruntime"
+        monkeypatch.setattr(runners.platform, "machine", lambda machine=machine: machine)
+        assert runners.fastest_runtime() == expected
+    monkeypatch.setattr(runners, "is_installed", lambda name: name == "onnxruntime")
+    monkeypatch.setattr(runners.platform, "machine", lambda: "x86_64")
+    assert runners.fastest_runtime() == "onnxruntime"
 
 
 def test_the_command_prints_one_line_and_ends_in_2(exported, tmp_path):

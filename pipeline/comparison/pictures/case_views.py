@@ -16,7 +16,7 @@ from pipeline.data.slides.base import UNREADABLE
 from pipeline.data.slides.open import open_slide
 from pipeline.data.slides.palette import class_colour, tinted
 from pipeline.errors import InputError
-from pipeline.evaluation.mask_files import MASK_SUFFIXES, read_mask
+from pipeline.evaluation.masks.files import MASK_SUFFIXES, read_mask
 
 OPACITY = 0.6
 # Stain must show through; the outline tells where a class ends.

@@ -34,7 +34,7 @@ from pipeline.distillation import (
     variation_graph,
 )
 from pipeline.errors import InputError
-from pipeline.evaluation.mask_files import read_mask
+from pipeline.evaluation.masks.files import read_mask
 from pipeline.inference import as_loaded
 from pipeline.networks import PaddedInferer, SavedModel, load_model
 from pipeline.training import load_paraphrasers

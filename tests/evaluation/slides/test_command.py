@@ -18,7 +18,7 @@ from pipeline.comparison.pictures.case_rows import comparison_figure
 from pipeline.data import COLOUR_SLIDE, SLIDE_INTENSITY, Case, Dataset, load_dataset, write_dataset_json, write_png
 from pipeline.errors import InputError
 from pipeline.evaluation.__main__ import main
-from pipeline.evaluation.mask_files import read_mask
+from pipeline.evaluation.masks.files import read_mask
 from pipeline.inference.slides.label_pyramid import write_label_pyramid
 
 HEIGHT, WIDTH = 20, 30

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.networks import BatchNorm2d, FANet
-from pipeline.networks.fanet import DualDirectionAttention, SelectiveKernel
+from pipeline.networks.architectures.fanet import DualDirectionAttention, SelectiveKernel
 
 
 def test_selective_kernel_is_a_softmax_over_two_branches():

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.networks import ENet, ERFNet, MobileUNet
-from pipeline.networks.enet import DownBottleneck
-from pipeline.networks.erfnet import FactorisedResidual
+from pipeline.networks.architectures.enet import DownBottleneck
+from pipeline.networks.architectures.erfnet import FactorisedResidual
 
 
 def test_enets_first_block_keeps_the_pooled_image_beside_learned_channels():

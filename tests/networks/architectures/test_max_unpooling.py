@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.networks import ENet
-from pipeline.networks.max_unpooling import max_pool, max_unpool
+from pipeline.networks.architectures.max_unpooling import max_pool, max_unpool
 
 
 @pytest.fixture(params=["scattered", "by corners"])

@@ -11,7 +11,7 @@ from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.data.scans.case_names import match_names
 from pipeline.data.scans.volumes import SUFFIXES, scan_suffix
 from pipeline.errors import InputError
-from pipeline.evaluation.mask_files import MASK_SUFFIXES, is_overview, mask_suffix
+from pipeline.evaluation.masks.files import MASK_SUFFIXES, is_overview, mask_suffix
 
 # For each kind of dataset, the function that gives the suffix of a label map (None for another file), and all suffixes.
 _FORMATS: dict[str, tuple[Callable[[Path], str | None], tuple[str, ...]]] = {

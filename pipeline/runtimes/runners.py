@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.export.description import OUTPUT, Description
+from pipeline.runtimes.description import OUTPUT, Description
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 AUTO = "auto"

@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 from openvino import opset13
 
-from pipeline.segment.runtimes import runner_of_openvino
+from pipeline.runtimes.runners import runner_of_openvino
 
 image = opset13.parameter([1, 1, 8, 8], np.float32)
 runs = [runner_of_openvino(openvino.Model([opset13.relu(image)], [image]))]

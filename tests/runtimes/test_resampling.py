@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.data.samples import slices
-from pipeline.segment.resampling import labels_at, resize_images, resize_weights
+from pipeline.runtimes.resampling import labels_at, resize_images, resize_weights
 
 SIDES = [(47, 61), (24, 24), (24, 61), (7, 5), (1, 9), (100, 130)]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.networks.architectures.max_unpooling import max_pool, max_unpool
 from pipeline.networks.base import BatchNorm2d, SegmentationNetwork
-from pipeline.networks.max_unpooling import max_pool, max_unpool
 
 INITIAL_CHANNELS = 16
 Activation = Callable[[], nn.Module]
