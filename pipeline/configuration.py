@@ -85,6 +85,20 @@ def bundle_root(arguments: Sequence[str] | None = None) -> str:
     return str(Path(files[0]).resolve().parents[1]) if files else "."
 
 
+def name_of(component: Any, option: str) -> str:
+    """Return what a run's record calls a component: `option`, or its class where a config has one of another package.
+
+    Args:
+        component: what the config built, or None.
+        option: the value of the option that chooses among this package's own.
+    """
+    if isinstance(component, list):
+        return ", ".join(name_of(part, option) for part in component)
+    kind = type(component)
+    own = component is None or kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return option if own else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def check_paths(arguments: Sequence[str]) -> None:
     """Refuse paths that would not arrive as they were typed.
 

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "preprocessing": ("Preprocessing", "ScaleIntensityByRuled", "check_preprocessing", "preprocessing_of"),
         "samples.augmentation": ("BatchAugmentation", "SliceAugmentation"),
+        "samples.monai_augmentation": ("batch_augmentation",),
         "samples.patches": ("PatchDataset", "patch_augmentation", "patch_sides"),
         "samples.slices": ("SliceDataset", "resize_images", "resize_labels"),
         "samples.student_view": ("Cut", "StudentView"),

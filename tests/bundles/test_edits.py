@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -124,6 +125,36 @@ def test_a_metric_that_is_added_is_in_the_log(editor, tmp_path):
     editor.edit("train", add)
     editor.train(tmp_path / "run")
     assert {"val_mean_dice", "val_mean_iou"} <= scalars(tmp_path / "run").keys()
+
+
+def test_a_metric_that_is_added_to_evaluation_is_in_the_report(editor, tmp_path):
+    dice = {"_target_": "pipeline.evaluation.OrganDice", "labels": "$@dataset_folder.labels", "allow_absent": True}
+    editor.edit("evaluate", lambda config: config["further_metrics"].update(mine=dice))
+    checkpoint = editor.train(tmp_path / "run")
+    editor.reported(checkpoint, tmp_path / "report")
+    metrics = json.loads((tmp_path / "report/summary.json").read_text())["metrics"]
+    assert set(metrics) == {"mean_dice", "hd95_mm", "mine"}
+    assert metrics["mine"] == metrics["mean_dice"]
+
+
+def test_random_transforms_and_another_loss_are_used_and_told(editor, tmp_path):
+    def change(config):
+        flip = {"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}
+        config["slice_augmentation"] = [flip, {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.5}]
+        config["loss_function"] = {"_target_": "DiceFocalLoss", "to_onehot_y": True, "softmax": True}
+
+    editor.edit("train", change)
+    editor.train(tmp_path / "run")
+    recipe = json.loads((tmp_path / "run/run.json").read_text())["settings"]
+    assert recipe["loss"] == "monai.losses.dice.DiceFocalLoss"
+    assert recipe["augmentation"].endswith("RandFlipd, monai.transforms.intensity.dictionary.RandGaussianNoised")
+
+
+def test_a_random_transform_of_one_array_is_refused_before_anything_is_written(editor, tmp_path):
+    editor.edit("train", lambda config: config.update(slice_augmentation={"_target_": "RandFlip", "prob": 0.5}))
+    line = error_line(editor.run("--run_dir", tmp_path / "run", "--network", "enet", *QUICK))
+    assert "RandFlipd" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_another_preprocessing_is_refused(editor, tmp_path):

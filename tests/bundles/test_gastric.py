@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset, read_label_image
 from pipeline.networks import load_model
-from tests.bundles.bundle_commands import assert_done, error_line, rows, run, run_in_two_processes, scalars
+from tests.bundles.bundle_commands import ROOT, assert_done, error_line, rows, run, run_in_two_processes, scalars
 from tests.bundles.monai_checks import WORKFLOWS, missing_properties, verify_network
 from tests.bundles.untrained import untrained
 
@@ -46,9 +46,16 @@ def test_monai_finds_all_properties_it_asks_for(config, dataset_dir, checkpoint,
 
 @pytest.mark.parametrize("network", ["fanet", "mobile_unet", "enet", "erfnet"])
 def test_networks_take_and_give_what_the_metadata_says(network, tmp_path):
-    grey = tmp_path / "grey"
-    assert phantom_slides.main(["--output", str(grey), "--images", "6", "--side", "128"]) == 0
-    verify_network("gastric", network, grey, tmp_path / "run")
+    colour = tmp_path / "colour"
+    assert phantom_slides.main(["--output", str(colour), "--images", "6", "--side", "128", "--color"]) == 0
+    verify_network("gastric", network, colour, tmp_path / "run")
+
+
+def test_the_metadata_describe_the_student_that_is_shipped():
+    metadata = json.loads((ROOT / "bundles/gastric/configs/metadata.json").read_text())["network_data_format"]
+    model = load_model(ROOT / "bundles/gastric/models/model.pt")
+    assert metadata["inputs"]["image"]["num_channels"] == model.network.in_channels
+    assert metadata["outputs"]["pred"]["channel_def"] == {str(value): name for value, name in model.labels.items()}
 
 
 @pytest.fixture(scope="module")

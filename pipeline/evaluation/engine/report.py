@@ -22,7 +22,7 @@ from pipeline.data.dataset.dataset import SLIDES
 from pipeline.errors import InputError
 from pipeline.evaluation.engine.cases import EngineCase, engine_cases
 from pipeline.evaluation.engine.metrics import merged, named_organs, refuse_double
-from pipeline.evaluation.provenance import describe_case, describe_run
+from pipeline.evaluation.provenance import describe_case, describe_run, json_number
 from pipeline.evaluation.report import check_output_folder, protocol_named, write_report
 from pipeline.evaluation.slides.protocols import unscored_px
 from pipeline.processes import distributed
@@ -32,6 +32,8 @@ _logger = logging.getLogger(__name__)
 
 class PerOrganReport:
     """Handler that scores every case of an evaluator's run and writes the report at its end; slides are cases too.
+
+    The evaluator's own metrics, those that are single numbers, are in the summary and in the log.
 
     It reads `pred` and `label` of the output, label maps (B, 1, ...) on one grid, and `case` of the batch. For scans,
     the label's affine gives the voxel size in mm. The summary lists shape, spacing and seconds of each case. The
@@ -146,11 +148,24 @@ class PerOrganReport:
         scores, cases = merged(self._scores), merged(self._cases)
         if not distributed.is_main():
             return
+        metrics = _numbers(engine.state.metrics)
         description = {
             **self._description,
             "cases": [cases[case] for case in sorted(cases)],
             "timings": {"total_seconds": round(time.perf_counter() - self._run_started, 3)},
+            **({"metrics": metrics} if metrics else {}),
         }
         rows = [row for case in sorted(scores) for row in scores[case]]
         summary = write_report(self.output_dir, self.protocol, rows, description)
         _logger.info("report in %s\n%s", self.output_dir, self.protocol.table(summary))
+        if metrics:
+            _logger.info("metrics of the run: %s", ", ".join(f"{name} {value}" for name, value in metrics.items()))
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return those metrics of an evaluator that are single numbers, None for NaN."""
+    return {name: json_number(round(float(value), 4)) for name, value in metrics.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) or (isinstance(value, torch.Tensor) and value.numel() == 1)
