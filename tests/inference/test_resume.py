@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.data import IntensityRule
 from pipeline.errors import InputError
 from pipeline.inference import FAILURES_FILE, MANIFEST_FILE, segment_files, segment_slides
+from pipeline.processes.bfloat16 import EMULATE
 from tests.preprocessing import scan_preprocessing, tile_preprocessing
 
 TO_ONE = IntensityRule("window", 0.0, 255.0)
@@ -136,7 +137,8 @@ def test_overwrite_does_all_anew(work):
 
 
 @pytest.mark.parametrize("options", [{"sha256": "another"}, {"sha256": ""}, {"amp_dtype": "bfloat16"}])
-def test_another_model_or_setting_does_all_anew(work, options):
+def test_another_model_or_setting_does_all_anew(work, options, monkeypatch):
+    monkeypatch.setenv(EMULATE, "1")
     runs = work.again()
     assert work.again(**options) == runs
 
