@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.runtimes import resampling
+from pipeline.runtimes.resampling import first_of_largest as first_of_largest_in_array
+from pipeline.runtimes.resampling import labels_from_cells, mixed_cells
 
 # From this share of mixed cells on, for each class, interpolating everything takes less time than picking them (two
 # cores, torch 2.13): 7 % for two classes, 31 % for nine.
@@ -33,12 +34,12 @@ def resized_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
         return first_of_largest(logits)
     if logits.device.type != "cpu":  # there interpolation costs little, and picking cells would wait for the device
         return _interpolated_classes(logits, size)
-    numbers = logits.numpy()
-    classes = resampling.first_of_largest(numbers)
-    mixed = resampling.mixed_cells(classes)
+    numbers = logits.detach().numpy()
+    classes = first_of_largest_in_array(numbers)
+    mixed = mixed_cells(classes)
     if np.count_nonzero(mixed) > _DENSE_FROM_PER_CLASS * logits.shape[1] * mixed.size:
         return _interpolated_classes(logits, size)
-    return torch.from_numpy(resampling.labels_from_cells(numbers, classes, mixed, size))
+    return torch.from_numpy(labels_from_cells(numbers, classes, mixed, size))
 
 
 def first_of_largest(logits: Tensor, overwrite: bool = False) -> Tensor:

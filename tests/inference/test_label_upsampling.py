@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from pipeline.inference import label_upsampling
 from pipeline.inference.label_upsampling import first_of_largest, resized_classes
-from pipeline.runtimes import resampling
 
 SIDES = st.integers(1, 17)
 TIE = 1e-5  # logits of about 1 that are as near to each other may change places by the rounding of a float32
@@ -98,7 +97,7 @@ def test_equals_torchs_interpolation_at_the_sizes_of_scans(size: tuple[int, int]
 
 def test_many_mixed_cells_are_interpolated_densely_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(resampling, "labels_from_cells", lambda *_: pytest.fail("picked pixels of pure noise"))
+    monkeypatch.setattr(label_upsampling, "labels_from_cells", lambda *_: pytest.fail("picked pixels of pure noise"))
     logits = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(0))
     assert torch.equal(resized_classes(logits, (60, 50)).long(), dense(logits, (60, 50))[0])
 
