@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,7 @@ class ScanDataset(SourceDataset):
         self.modality = modality
         self.preprocessing = preprocessing
         self._geometries: dict[str, Volume] = {}
+        self._volumes: Iterator[Volume] = iter(())
 
     def _begin(self, sources: Sequence[Source]) -> None:
         self._volumes = ReadAhead(read_volume, [source.path for source in sources])
