@@ -151,9 +151,7 @@ def runner_of_openvino(model: Any) -> Run:
     for their size: a batch in one piece, or a network for any size, takes a third more time.
     """
 
-    @functools.cache
-    def compiled(size: tuple[int, ...]) -> Any:
-        return _compile_openvino(model, size)
+    compiled, compiling = functools.cache(functools.partial(_compile_openvino, model)), threading.Lock()
 
     def run(images: np.ndarray) -> np.ndarray:
         """Return the logits of images (N, C, H, W), or volumes."""
@@ -166,7 +164,6 @@ def runner_of_openvino(model: Any) -> Run:
             request.wait()
         return np.concatenate([request.get_output_tensor().data for request in requests])
 
-    compiling = threading.Lock()
     return run
 
 

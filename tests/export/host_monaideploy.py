@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 from holoscan.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, Image, IOType, Operator
-from monai.deploy.operators import BundleConfigNames, IOMapping, MonaiBundleInferenceOperator
+from monai.deploy.operators import monai_bundle_inference_operator as bundles
 
+run_bundle = getattr(bundles, bundles.__all__[0])  # the operator; the module's other names are its arguments
 sys.modules["pipeline"] = None  # a bundle runs without this project
 
 
@@ -51,13 +52,13 @@ class Segmentation(Application):
 
     def compose(self):
         source = Source(self, CountCondition(self, 1), scan=self.scan, name="source")
-        operator = MonaiBundleInferenceOperator(
+        operator = run_bundle(
             self,
             app_context=AppContext({}),
-            input_mapping=[IOMapping("image", Image, IOType.IN_MEMORY)],
-            output_mapping=[IOMapping("pred", Image, IOType.IN_MEMORY)],
+            input_mapping=[bundles.IOMapping("image", Image, IOType.IN_MEMORY)],
+            output_mapping=[bundles.IOMapping("pred", Image, IOType.IN_MEMORY)],
             bundle_path=self.bundle,
-            bundle_config_names=BundleConfigNames(config_names=["inference"]),
+            bundle_config_names=bundles.BundleConfigNames(config_names=["inference"]),
             name="bundle",
         )
         self.sink = Sink(self, name="sink")
