@@ -150,7 +150,6 @@ def runner_of_openvino(model: Any) -> Run:
     It may be called from several threads. Images go one by one, on as many cores as there are, to a network compiled
     for their size: a batch in one piece, or a network for any size, takes a third more time.
     """
-
     compiled, compiling = functools.cache(functools.partial(_compile_openvino, model)), threading.Lock()
 
     def run(images: np.ndarray) -> np.ndarray:

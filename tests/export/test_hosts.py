@@ -44,6 +44,7 @@ def host(request, tmp_path_factory) -> list[str]:
     if not installed.is_file() or installed.read_bytes() != requirements.read_bytes():
         _make_environment(folder, python, requirements)
         shutil.copy(requirements, installed)
+    _show_own_packages(python)
     return [str(python), str(HERE / f"host_{request.param}.py")]
 
 
@@ -55,7 +56,10 @@ def _make_environment(folder: Path, python: Path, requirements: Path) -> None:
     if result.returncode and "connection" in result.stderr.lower():
         pytest.skip(f"pip reaches no package index to install {requirements.name} from")
     assert result.returncode == 0, result.stderr[-3000:]
-    # Last, since pip would take the project's packages for its own, and leave them out.
+
+
+def _show_own_packages(python: Path) -> None:
+    """Let an environment see the packages of this one; after pip, which would leave them out."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     Path(own, "project.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
