@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds and peak memory of a whole slide from TIFF to TIFF, in a process of its own (aim: under 2 GB).
 
-The slide is made up: a pyramidal TIFF of SIDE x SIDE pixels in tiles, two pieces of stained noise on glass. The network
-has random weights, which cost what trained ones do. Label maps of random weights are speckled: real ones are smaller.
+The slide is made up: a pyramidal TIFF of SIDE x SIDE pixels in tiles, two pieces of stained noise on glass. It is
+segmented by the student that the repository holds, with each backend that is installed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import tifffile
 import torch
 
-from benchmarks.inference_memory import SCALING, peak_bytes
-from pipeline.data import SLIDE_INTENSITY
+from benchmarks.inference_memory import peak_bytes
 from pipeline.inference import segment_slides
-from pipeline.networks import build_network
+from pipeline.inference.backends import TORCH
+from pipeline.networks import load_model
+from pipeline.runtimes.runners import RUNTIMES, is_installed
 
 TILE = 512
 REDUCTION = 4
-CLASSES = 2
 PIXEL_UM = 0.25
+STUDENT = Path(__file__).parents[1] / "bundles/gastric/models/model.pt"
 # Centre and half axes of the two pieces, as shares of the side: rows, columns.
 PIECES = (((0.36, 0.4), (0.28, 0.32)), ((0.75, 0.7), (0.18, 0.22)))
 STAIN, GLASS = np.array([186.0, 110.0, 160.0], np.float32), np.array([243.0, 242.0, 244.0], np.float32)
@@ -69,39 +69,29 @@ def _tiles(side: int, noise: np.ndarray) -> Iterator[np.ndarray]:
         yield np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def measure(path: Path, output: Path, given: argparse.Namespace) -> None:
+def measure(path: Path, output: Path, backend: str, given: argparse.Namespace) -> None:
     """Segment one slide and print its cost as JSON; meant for a process of its own, whose peak it reports."""
     torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    model = SimpleNamespace(
-        network=build_network(given.network, in_channels=given.channels, out_channels=CLASSES).eval(),
-        labels={0: "background", 1: "cancer"},
-        preprocessing=[{"_target_": SCALING, "keys": "image", **SLIDE_INTENSITY.to_dict()}],
-        size=given.size,
-        tile_px=given.tile_px,
-        sha256="",
-    )
+    model = load_model(given.model)
     before = peak_bytes()
-    segment_slides(path, output, model, tiles_per_batch=given.tiles_per_batch)
+    segment_slides(path, output, model, tiles_per_batch=given.tiles_per_batch, backend=backend)
     told = json.loads((output / "slide.json").read_text())
     print(json.dumps({**told, "peak_gb": peak_bytes() / 1e9, "imports_gb": before / 1e9}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line about the slide and one about its segmentation."""
+    """Print one line about the slide and one for each backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=20000)
-    parser.add_argument("--network", default="enet")
-    parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--tile-px", type=int, default=1024)
+    parser.add_argument("--model", type=Path, default=STUDENT, help="a student of slides")
+    parser.add_argument("--backends", nargs="+", default=[TORCH, *filter(is_installed, RUNTIMES)])
     parser.add_argument("--tiles-per-batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--measure", nargs=2, metavar=("SLIDE", "OUTPUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar=("SLIDE", "OUTPUT"), type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.measure:
         logging.disable(logging.INFO)
-        measure(*map(Path, given.measure), given)
+        measure(*given.measure, given.backends[0], given)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         slide = Path(folder) / "slide.tif"
@@ -109,24 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{given.side} x {given.side} RGB, {slide.stat().st_size / 1e6:.0f} MB, {given.threads} threads", flush=True
         )
-        _report(slide, given)
+        for backend in given.backends:
+            _report(slide, backend, given)
     return 0
 
 
-def _report(slide: Path, given: argparse.Namespace) -> None:
-    options = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items() if name != "measure"}
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.slide_memory",
-        *(str(part) for option in options.items() for part in option),
-    ]
-    command += ["--measure", str(slide), str(slide.parent / "out")]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def _report(slide: Path, backend: str, given: argparse.Namespace) -> None:
+    output = slide.parent / backend
+    command = [sys.executable, "-m", "benchmarks.slide_memory", "--measure", slide, output]
+    command += ["--backends", backend, "--model", given.model]
+    command += ["--tiles-per-batch", given.tiles_per_batch, "--threads", given.threads]
+    run = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
+    told = json.loads(run.stdout.splitlines()[-1])
     tiles = told["tiles"]
-    written = sum(file.stat().st_size for file in (slide.parent / "out").iterdir())
+    written = sum(file.stat().st_size for file in output.iterdir())
     print(
-        f"{given.network:12s} {told['seconds']:7.1f} s   peak {told['peak_gb']:.2f} GB"
+        f"{backend:12s} {told['seconds']:7.1f} s   peak {told['peak_gb']:.2f} GB"
         f" (of which {told['imports_gb']:.2f} GB before the slide), {tiles['run']} of {tiles['total']} tiles run,"
         f" {written / 1e6:.0f} MB written",
         flush=True,
