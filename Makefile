@@ -46,7 +46,9 @@ lint: $(DEVELOPMENT)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# nnU-Net's network, one of the opponents, without what else its package asks for.
 bench: $(DEVELOPMENT)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	$(RUN) -m benchmarks
 
 docs: $(DOCUMENTATION)

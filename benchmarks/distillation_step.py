@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     print(f"distillation step, FANet width {options.width:g}, {options.size} x {options.size}, batch {options.batch}")
-    print(f"{'student':<12} {'method':<12} {'step s':>8} {'bare s':>8} {'ratio':>6}")
+    print(f"{'student':<12} {'method':<12} {'step s':>8} {'bare s':>8} {'ratio':>6} (aim 1.10)")
     for student in ("mobile_unet", "enet", "erfnet"):
         for method in options.methods:
             step = Step(student, method, options.width, options.size, options.batch)

@@ -3,7 +3,7 @@
 
 PlainConvUNet of its `3d_fullres` plans (six stages, 32 to 320 channels), patches of 128 x 128 x 128 with half an
 overlap, Gaussian weights, no mirroring: nnU-Net without test-time augmentation. The network has random weights. Needs
-`pip install --no-deps dynamic-network-architectures`.
+benchmarks/requirements.txt, which `make bench` installs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         network = plain_conv_unet()
     except ImportError:
-        print("skipped: pip install --no-deps dynamic-network-architectures")
+        print("skipped: pip install --no-deps -r benchmarks/requirements.txt")
         return
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pytest
 from pipeline.export.bundle import write_bundle
 from pipeline.networks import SavedModel
 from tests.bundles.bundle_commands import assert_done, run
+from tests.environments import make_environment, python_of, without_project
 from tests.export.students import SEGRESNET, student
 
 pytestmark = pytest.mark.slow
@@ -39,23 +39,13 @@ def host(request, tmp_path_factory) -> list[str]:
     """Return the command of a program that runs bundles; its environment is made where it is missing."""
     kept = os.environ.get("HOST_ENVIRONMENTS")
     folder = (Path(kept).resolve() if kept else tmp_path_factory.mktemp("hosts")) / request.param
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = python_of(folder)
     requirements, installed = HERE / f"requirements-{request.param}.txt", folder / "installed.txt"
     if not installed.is_file() or installed.read_bytes() != requirements.read_bytes():
-        _make_environment(folder, python, requirements)
+        make_environment(folder, "--no-deps", "--requirement", requirements)
         shutil.copy(requirements, installed)
     _show_own_packages(python)
     return [str(python), str(HERE / f"host_{request.param}.py")]
-
-
-def _make_environment(folder: Path, python: Path, requirements: Path) -> None:
-    """Make an environment anew, and install into it; skip the test where pip reaches no package index."""
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    pip = [python, "-m", "pip", "install", "--no-deps", "--requirement", requirements]
-    result = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if result.returncode and "connection" in result.stderr.lower():
-        pytest.skip(f"pip reaches no package index to install {requirements.name} from")
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def _show_own_packages(python: Path) -> None:
@@ -91,9 +81,9 @@ def test_masks_of_other_programs_are_the_projects_own_to_the_voxel(host, make, s
     own, masks = tmp_path / "own", tmp_path / "masks"
     masks.mkdir()
     assert_done(run("synapse", "inference", "--checkpoint", model.path, "--input", scans, "--output_dir", own))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [*host, bundle, masks, *sorted(scans.iterdir())]
-    assert_done(subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=without_project(), cwd=tmp_path)
+    assert_done(result)
     for scan in scans.iterdir():
         expected, found = (nib.load(folder / scan.name) for folder in (own, masks))
         labels = np.asarray(found.dataobj)
