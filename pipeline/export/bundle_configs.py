@@ -134,7 +134,7 @@ def classes_of_project(config: Any) -> Iterator[str]:
 def _parts_of_scans(model: SavedModel) -> dict[str, Any]:
     if isinstance(model.size, int):
         inferer = {TARGET: script_name("pipeline.inference.SliceWiseInferer"), "size": model.size}
-        inferer["slices_per_chunk"] = 16
+        inferer["slices_per_chunk"] = None  # by the device: fewer on a CPU
     else:
         inferer = {TARGET: script_name("pipeline.inference.PatchInferer"), "patch_size": list(model.size)}
         inferer["patches_per_batch"] = max(16 // model.size[2], 1)
