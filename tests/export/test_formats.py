@@ -97,13 +97,19 @@ class TestDescription:
         FORMATS[name].write(model.network, describe_model(model), path)
         assert load_student(path).description == describe_model(model)
 
-    def test_torchs_archives_keep_it(self, tmp_path):
-        model = student(tmp_path / "model.pt", "erfnet", tile_px=896)
-        description = describe_model(model)
-        files = dict.fromkeys(extra_files(description), "")
-        FORMATS["torchscript"].write(model.network, description, tmp_path / "student.ts")
-        torch.jit.load(tmp_path / "student.ts", _extra_files=files)
-        assert description_in(files, tmp_path) == description
+    @pytest.mark.parametrize(
+        ("name", "load"),
+        [
+            ("torchscript", lambda path, files: torch.jit.load(path, _extra_files=files)),
+            ("torch-export", lambda path, files: torch.export.load(path, extra_files=files)),
+        ],
+    )
+    def test_torchs_archives_keep_it(self, tmp_path, name, load):
+        description = describe_model(student(tmp_path / "model.pt", "erfnet", tile_px=896))
+        files, path = dict.fromkeys(extra_files(description), ""), tmp_path / f"student{FORMATS[name].suffix}"
+        FORMATS[name].write(nn.Conv2d(3, len(LABELS), 3, padding=1), description, path)
+        load(path, files)
+        assert description_in(files, path) == description
 
     @pytest.mark.parametrize(
         ("changes", "named"),
