@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.dataset.dataset import SCANS, SLIDES
 from pipeline.described import TARGET
 from pipeline.errors import InputError
 from pipeline.export.bundle_configs import is_of_slides, network_title
@@ -70,10 +71,21 @@ were trained on.
 
 # Of the recipe: told elsewhere in the card, or nobody's business.
 _UNTOLD = ("network", "preprocessing", "patients")
+# Of a report: its table of classes, and which of the columns the card has, under which heads.
+_TABLES = {
+    SCANS: (
+        "per_organ.csv",
+        {"organ": "organ", "n_cases": "cases", "dice_mean": "mean Dice", "hd95_mm_mean": "mean HD95, mm"},
+    ),
+    SLIDES: (
+        "per_class.csv",
+        {"class": "class", "n_images": "images", "iou": "IoU", "dice_mean": "Dice", "hd95_px_mean": "HD95, pixels"},
+    ),
+}
 
 
 def model_card(model: SavedModel, name: str, report: Path | None = None) -> str:
-    """Return `docs/README.md` of a bundle called `name`, with the figures of a report on scans if it is given.
+    """Return `docs/README.md` of a bundle called `name`, with the figures of a report if it is given.
 
     Raises `InputError` for a report that cannot be read, or is of another model.
     """
@@ -128,15 +140,17 @@ def _chosen(model: SavedModel) -> str:
 
 
 def _reported(model: SavedModel, report: Path) -> str:
+    kind = SLIDES if is_of_slides(model) else SCANS
+    file, columns = _TABLES[kind]
     try:
         summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
-        with open(report / "per_organ.csv", newline="", encoding="utf-8") as lines:
+        with open(report / file, newline="", encoding="utf-8") as lines:
             organs = list(csv.DictReader(lines))
         dataset, sha256 = summary["dataset"], summary["checkpoint"]["sha256"]
-        rows = [f"| {one['organ']} | {one['n_cases']} | {one['dice_mean']} | {one['hd95_mm_mean']} |" for one in organs]
+        rows = [" | ".join(["", *(one[column] for column in columns), ""]).strip() for one in organs]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{report} is no report on scans; give the run_dir of an evaluation") from error
+        raise InputError(f"{report} is no report on {kind}; give the run_dir of an evaluation") from error
     if sha256 != model.sha256:
         raise InputError(f"{report} is of another model than {model.path}; evaluate this one first")
-    head = ["| organ | cases | mean Dice | mean HD95, mm |", "|---|---|---|---|"]
+    head = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
     return "\n".join([f"On the test cases of {dataset}, by the project's own evaluation:", "", *head, *rows])
