@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,19 @@ def agreement(
     `truth` (N, 1, ...) are the classes of the images' pixels. Raises `ParityError` for an exported network that
     doesn't run, and for logits that are not finite or of another shape than the network's.
     """
-    classes = len(labels)
     own, exported = (np.concatenate(parts) for parts in zip(*_pairs(network, run, images), strict=True))
+    return agreement_of_masks(own, exported, labels, None if truth is None else truth.flatten().numpy())
+
+
+def agreement_of_masks(
+    own: np.ndarray, exported: np.ndarray, labels: Mapping[int, str], true: np.ndarray | None = None
+) -> Agreement:
+    """Return how far two flat arrays (N,) of classes agree; `true` (N,) are those that the pixels really have."""
+    classes = len(labels)
     dice = _dice(own, exported, classes)
     present = {labels[value]: dice[value] for value in range(1, classes) if value in dice} or {labels[0]: dice[0]}
     lost = None
-    if truth is not None:
-        true = truth.flatten().numpy()
+    if true is not None:
         before, after = _dice(own, true, classes), _dice(exported, true, classes)
         lost = {labels[value]: before[value] - after[value] for value in np.unique(true).tolist() if value}
     return Agreement(present, own.size, int(np.count_nonzero(own != exported)), lost)
@@ -116,10 +122,15 @@ def smooth_images(model: SavedModel) -> Tensor:
     is largest. ENet, which puts values back to the places of the maxima, would then differ.
     """
     sides = (model.size,) * 2 if isinstance(model.size, int) else tuple(model.size)
+    return smooth_noise(8, model.network.in_channels, sides)
+
+
+def smooth_noise(number: int, channels: int, sides: Sequence[int]) -> Tensor:
+    """Return random images (number, channels, *sides) in [0, 1], always the same: slow changes of grey, and grain."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(8, model.network.in_channels, *(_COARSE for _ in sides), generator=generator)
+    coarse = torch.rand(number, channels, *(_COARSE for _ in sides), generator=generator)
     mode = "bilinear" if len(sides) == 2 else "trilinear"
-    smooth = F.interpolate(coarse, size=sides, mode=mode, align_corners=False)
+    smooth = F.interpolate(coarse, size=tuple(sides), mode=mode, align_corners=False)
     return (1 - _GRAIN) * smooth + _GRAIN * torch.rand(smooth.shape, generator=generator)
 
 

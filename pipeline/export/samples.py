@@ -78,7 +78,7 @@ def samples_of(model: SavedModel, files: Sequence[SampleFile]) -> Samples:
     Raises `InputError` for a file that cannot be read.
     """
     preprocessing = preprocessing_of(model.preprocessing)
-    chosen = [files[index] for index in _spread(len(files), MOST_IMAGES)]
+    chosen = [files[index] for index in spread(len(files), MOST_IMAGES)]
     parts = [_samples(file, model, preprocessing, max(MOST_IMAGES // len(chosen), 1)) for file in chosen]
     truths = [part.truth for part in parts if part.truth is not None]
     images = torch.cat([part.images for part in parts]).float().contiguous()
@@ -113,7 +113,7 @@ def _slices(image: Tensor, most: int) -> Tensor:
     """Return slices (N, C, X, Y) of (C, X, Y, Z), evenly spread; a tile (C, H, W) as one."""
     if image.ndim == 3:
         return image[None].contiguous()
-    return image[..., _spread(image.shape[-1], most)].permute(3, 0, 1, 2).contiguous()
+    return image[..., spread(image.shape[-1], most)].permute(3, 0, 1, 2).contiguous()
 
 
 def _patches(image: Tensor, size: Sequence[int], most: int) -> Tensor:
@@ -126,7 +126,7 @@ def _patches(image: Tensor, size: Sequence[int], most: int) -> Tensor:
     return torch.stack([image[:, i : i + x, j : j + y, k : k + z] for i, j, k in corners])
 
 
-def _spread(length: int, most: int) -> list[int]:
+def spread(length: int, most: int) -> list[int]:
     """Return at most `most` whole numbers below `length`, evenly spread."""
     count = min(length, most)
     return [int((index + 0.5) * length / count) for index in range(count)]

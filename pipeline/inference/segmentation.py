@@ -57,10 +57,21 @@ def segment(
 
     Raises `InputError` for logits that are not finite and for a model of colour images.
     """
+    return segment_by(for_inference(model.network), volume, model, slices_per_chunk, amp_dtype)
+
+
+def segment_by(
+    network: torch.nn.Module,
+    volume: Volume,
+    model: SavedModel,
+    slices_per_chunk: int | None = None,
+    amp_dtype: str | None = None,
+) -> np.ndarray:
+    """Return what `segment` does, by a network that stands for that of `model`."""
     inferer = inferer_of(model, slices_per_chunk, amp_dtype)
     preprocessing = preprocessing_of(model.preprocessing)
     image = preprocessing.of_image(as_loaded(volume))
-    labels = inferer(image[None], for_inference(model.network))[0]
+    labels = inferer(image[None], network)[0]
     labels = preprocessing.to_own_grid()({"pred": labels, "image": image})["pred"]
     check_on_own_grid(labels, volume)
     return labels[0].numpy()

@@ -19,9 +19,12 @@ from PIL import Image
 from data_prep.phantom_slides import draw_picture
 from pipeline.data import IntensityRule, read_volume, write_png
 from pipeline.errors import InputError
-from pipeline.export import bundle as bundles
+from pipeline.export import bundle_parity
 from pipeline.export.bundle import write_bundle
+from pipeline.export.bundle_configs import inference_config
+from pipeline.export.parity import ParityError
 from pipeline.inference import segment, tile_inferer_of
+from pipeline.inference.segmentation import segment_by
 from pipeline.networks import SavedModel, build_network, load_model, save_model
 from tests.bundles.bundle_commands import assert_done, run_program
 from tests.preprocessing import scan_preprocessing, tile_preprocessing
@@ -65,6 +68,12 @@ def _balance(network: torch.nn.Module, shape: tuple[int, ...]) -> None:
             biases[-1] -= logits
 
 
+def written(model: SavedModel, folder: Path, **options) -> Path:
+    """Write a bundle and return its folder."""
+    write_bundle(model, folder, **options)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> Path:
     """Return a folder with scans along the patient's axes, with permuted and turned axes, and oblique."""
@@ -101,7 +110,7 @@ runpy.run_module("monai.bundle", run_name="__main__")"""
 )
 def test_masks_are_the_projects_own_to_the_voxel(network, size, rule, scans, tmp_path):
     student = model(tmp_path, network, size, rule)
-    bundle = write_bundle(student, tmp_path / "bundle")
+    bundle = written(student, tmp_path / "bundle")
     assert_done(run_bundle(bundle, scans, tmp_path / "masks"))
     for scan in scans.iterdir():
         mask = nib.load(tmp_path / "masks" / scan.name.replace(".nii.gz", "_seg.nii.gz"))
@@ -118,7 +127,7 @@ def test_masks_of_pictures_are_the_tile_inferers_own(channels, tmp_path):
     (tmp_path / "given").mkdir()
     picture = draw_picture(0, 0, 128)[0][:100]
     write_png(tmp_path / "given/tissue.png", picture)
-    bundle = write_bundle(student, tmp_path / "bundle")
+    bundle = written(student, tmp_path / "bundle")
     assert_done(run_bundle(bundle, tmp_path / "given", tmp_path / "masks"))
     shown = np.asarray(Image.fromarray(picture).convert("L" if channels == 1 else "RGB")).reshape(100, 128, channels)
     expected = tile_inferer_of(student)(torch.from_numpy(shown.copy()).permute(2, 0, 1)[None], student.network)
@@ -128,7 +137,7 @@ def test_masks_of_pictures_are_the_tile_inferers_own(channels, tmp_path):
 
 def test_folder_holds_plain_weights_and_what_monai_reads(tmp_path):
     student = model(tmp_path, SEGRESNET, (16, 16, 6), recipe={"epochs": 3}, selection={"epoch": 2, "val_dice": 0.5})
-    bundle = write_bundle(student, tmp_path / "new" / "liver")
+    bundle = written(student, tmp_path / "new" / "liver")
     assert [path.name for path in bundle.parent.iterdir()] == ["liver"]
     files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert {name for name in files if not name.startswith("scripts/")} == SCAN_FILES
@@ -154,7 +163,7 @@ def write_report(folder: Path, sha256: str) -> Path:
 
 def test_card_has_the_figures_of_the_models_own_report(tmp_path):
     student = model(tmp_path, "enet", recipe={"patients": {"test": ["anna"]}})
-    bundle = write_bundle(student, tmp_path / "bundle", report=write_report(tmp_path / "report", student.sha256))
+    bundle = written(student, tmp_path / "bundle", report=write_report(tmp_path / "report", student.sha256))
     card = (bundle / "docs/README.md").read_text()
     assert "On the test cases of phantoms" in card
     assert "| liver | 3 | 0.912000 | inf |" in card
@@ -165,20 +174,30 @@ def test_card_has_the_figures_of_the_models_own_report(tmp_path):
         write_bundle(student, tmp_path / "new", report=tmp_path / "scans")
 
 
+def test_card_of_a_slide_student_has_the_figures_of_its_report(tmp_path):
+    student = model(tmp_path, "enet", 24, IntensityRule("window", 0, 255), in_channels=3, tile_px=30)
+    report = write_report(tmp_path / "report", student.sha256)
+    with pytest.raises(InputError, match="report is no report on slides"):
+        write_bundle(student, tmp_path / "bundle", report=report)
+    (report / "per_class.csv").write_text(
+        "class,n_images,iou,dice_mean,hd95_px_mean\nbackground,9,0.73,,\nliver,9,0.84,0.91,23.4\n"
+    )
+    card = (written(student, tmp_path / "bundle", report=report) / "docs/README.md").read_text()
+    assert "| class | images | IoU | Dice | HD95, pixels |\n|---|---|---|---|---|\n| background | 9 | 0.73 |" in card
+    assert "| liver | 9 | 0.84 | 0.91 | 23.4 |" in card
+
+
 def test_folder_without_images_ends_in_an_error(tmp_path):
     (tmp_path / "given").mkdir()
-    result = run_bundle(
-        write_bundle(model(tmp_path, "enet"), tmp_path / "bundle"), tmp_path / "given", tmp_path / "out"
-    )
+    result = run_bundle(written(model(tmp_path, "enet"), tmp_path / "bundle"), tmp_path / "given", tmp_path / "out")
     assert result.returncode == 2
     assert f"error: no image in {tmp_path / 'given'}; give --dataset_dir" in result.stderr
 
 
 def test_archive_holds_the_folder(tmp_path):
     student = model(tmp_path, "enet")
-    archive = write_bundle(student, tmp_path / "liver.zip", zipped=True)
-    assert archive == tmp_path / "liver.zip"
-    names = zipfile.ZipFile(archive).namelist()
+    write_bundle(student, tmp_path / "liver.zip")
+    names = zipfile.ZipFile(tmp_path / "liver.zip").namelist()
     assert "liver/configs/inference.json" in names
     assert {name.partition("/")[0] for name in names} == {"liver"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["liver.zip", "model.pt"]
@@ -191,7 +210,7 @@ def test_what_is_there_is_refused(tmp_path):
         write_bundle(student, tmp_path / "taken")
     (tmp_path / "taken.zip").touch()
     with pytest.raises(InputError, match=r"taken.zip exists; choose a new name"):
-        write_bundle(student, tmp_path / "taken", zipped=True)
+        write_bundle(student, tmp_path / "taken.zip")
 
 
 @pytest.mark.parametrize("what", ["network", "preprocessing"])
@@ -211,13 +230,46 @@ def test_scans_of_another_format_cannot_be_compared(tmp_path):
         write_bundle(model(tmp_path, "enet"), tmp_path / "bundle", [tmp_path / "scan.mha"])
 
 
-def test_bundle_of_another_mask_does_not_appear(scans, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_bundle_of_another_mask_does_not_appear(name, scans, tmp_path, monkeypatch):
     student = model(tmp_path, "enet")
-    monkeypatch.setattr(bundles, "_mask_by_bundle", lambda folder, scan, work: np.full((23, 27, 9), 255, np.uint8))
-    for zipped in (False, True):
-        with pytest.raises(InputError, match=r"plain.nii.gz: 5589 voxels of the bundle's mask are not this project's"):
-            write_bundle(student, tmp_path / "bundle", [scans / "plain.nii.gz"], zipped)
+    monkeypatch.setattr(bundle_parity, "_mask_by_bundle", lambda folder, image: np.zeros((23, 27, 9), np.uint8))
+    with pytest.raises(ParityError, match=r"differ from torch's: Dice liver 0.00000, spleen 0.00000, less than 0.999"):
+        write_bundle(student, tmp_path / name, [scans / "plain.nii.gz"])
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_bundle_whose_mask_has_another_shape_does_not_appear(scans, tmp_path, monkeypatch):
+    student = model(tmp_path, "enet")
+    monkeypatch.setattr(bundle_parity, "_mask_by_bundle", lambda folder, image: np.zeros((27, 23, 9), np.uint8))
+    with pytest.raises(ParityError, match=r"plain.nii.gz has the shape \(27, 23, 9\), not \(23, 27, 9\)"):
+        write_bundle(student, tmp_path / "bundle", [scans / "plain.nii.gz"])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_agreement_counts_the_pixels_of_all_scans(scans, tmp_path, monkeypatch):
+    student = model(tmp_path, "enet")
+    monkeypatch.setattr(
+        bundle_parity, "_mask_by_bundle", lambda folder, image: segment_by(student.network, read_volume(image), student)
+    )
+    found = write_bundle(student, tmp_path / "bundle", sorted(scans.iterdir()))
+    assert (found.pixels, found.differing) == (3 * 23 * 27 * 9, 0)
+    assert found.dice == {"liver": 1.0, "spleen": 1.0}
+
+
+def test_made_up_images_are_larger_than_those_of_training(tmp_path):
+    volume = read_volume(bundle_parity.made_up_image(model(tmp_path, "enet", 20), tmp_path))
+    assert volume.array.shape == (25, 20, 6)
+    assert -125 <= volume.array.min() < volume.array.max() <= 275
+    volume = read_volume(bundle_parity.made_up_image(model(tmp_path, SEGRESNET, (16, 8, 6), PERCENTILES), tmp_path))
+    assert volume.array.shape == (20, 8, 6)
+    assert volume.array.std() > 100
+    slides = model(tmp_path, "enet", 24, IntensityRule("window", 0, 255), in_channels=3, tile_px=32)
+    assert np.asarray(Image.open(bundle_parity.made_up_image(slides, tmp_path))).shape == (40, 40, 3)
+
+
+def test_number_of_slices_at_once_is_left_to_the_device(tmp_path):
+    assert inference_config(model(tmp_path, "enet"))["inferer"]["inferer"]["slices_per_chunk"] is None
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -231,7 +283,19 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
+def test_bundle_that_does_not_run_does_not_appear(tmp_path, monkeypatch):
+    student = model(tmp_path, "enet")
+    monkeypatch.setattr(bundle_parity.sys, "executable", "false")
+    image = bundle_parity.made_up_image(student, tmp_path)
+    with pytest.raises(ParityError, match=r"gives no mask of .*made_up.nii.gz \(no message\)"):
+        write_bundle(student, tmp_path / "bundle", [image])
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.slow
-def test_bundle_is_compared_by_the_command_that_users_type(scans, tmp_path):
-    bundle = write_bundle(model(tmp_path, "enet"), tmp_path / "bundle", [scans / "oblique.nii.gz"])
-    assert not list(bundle.rglob("__pycache__"))
+@pytest.mark.parametrize("described", [{}, {"in_channels": 1, "tile_px": 30}, {"in_channels": 3, "tile_px": 30}])
+def test_bundle_is_compared_by_the_command_that_users_type(described, tmp_path):
+    student = model(tmp_path, "enet", 24, **described)
+    found = write_bundle(student, tmp_path / "bundle", [bundle_parity.made_up_image(student, tmp_path)])
+    assert (found.differing, len(found.dice)) == (0, 2)
+    assert not list((tmp_path / "bundle").rglob("__pycache__"))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tests.export.students import student
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from pipeline.export import __main__ as command
-from pipeline.export import formats
+from pipeline.export import bundle_parity, formats
 from pipeline.export.parity import smooth_images
 from pipeline.export.samples import SampleFile, sample_files, samples_of
 
@@ -151,6 +153,63 @@ class TestImages:
             sample_files(student(tmp_path / "model.pt", "erfnet"), str(folder))
 
 
+class TestBundle:
+    @pytest.fixture
+    def compared(self, tmp_path, monkeypatch) -> list[str]:
+        """Return the names of what bundles are run on; the network stands for them, which takes no process."""
+        names = []
+
+        def mask(folder: Path, image: Path) -> np.ndarray:
+            names.append(image.name)
+            return bundle_parity._own_mask(load_model(tmp_path / "model.pt"), image)
+
+        monkeypatch.setattr(bundle_parity, "_mask_by_bundle", mask)
+        return names
+
+    def test_without_slices_a_made_up_scan_is_compared(self, model, tmp_path, compared, capsys):
+        assert export(model, tmp_path / "liver", "bundle") == 0
+        first, *organs, pixels, last = capsys.readouterr().out.splitlines()
+        assert (compared, first) == (["made_up.nii.gz"], "agreement with torch on a made-up scan (no --slices):")
+        assert organs
+        assert pixels == f"0 of {40 * 32 * 6} pixels differ"
+        assert last.startswith(f"{tmp_path / 'liver'}: a MONAI bundle that runs without this project")
+
+    def test_three_scans_of_many_are_compared(self, model, tmp_path, compared, capsys):
+        scans = write_scans(tmp_path / "scans", 6, 2)
+        assert export(model, tmp_path / "liver", "bundle", "--slices", str(scans)) == 0
+        assert compared == ["1.nii.gz", "3.nii.gz", "5.nii.gz"]
+        assert f"on 3 of 6 scans of {scans}:" in capsys.readouterr().out
+
+    def test_of_a_slide_student_is_compared_on_pictures(self, tmp_path, compared, capsys):
+        model = student(tmp_path / "model.pt", "erfnet", tile_px=32)
+        picture = np.random.default_rng(0).integers(0, 200, (40, 48, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "tile.png")
+        assert export(model, tmp_path / "liver", "bundle", "--slices", str(tmp_path / "tile.png")) == 0
+        output = capsys.readouterr().out
+        assert f"on 1 of 1 pictures of {tmp_path / 'tile.png'}:" in output
+        assert f"0 of {40 * 48} pixels differ" in output
+
+    def test_another_mask_exits_with_1_and_nothing_is_written(self, model, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(
+            bundle_parity, "_mask_by_bundle", lambda folder, image: (bundle_parity._own_mask(model, image) + 1) % 4
+        )
+        assert export(model, tmp_path / "liver.zip", "bundle") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: the exported masks differ from torch's: Dice ")
+        assert line.endswith("on a made-up scan (no --slices); nothing is written")
+        assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+    def test_zip_and_report_are_what_their_names_say(self, model, tmp_path, compared):
+        (tmp_path / "report").mkdir()
+        summary = {"dataset": "phantoms", "checkpoint": {"sha256": model.sha256}}
+        (tmp_path / "report/summary.json").write_text(json.dumps(summary))
+        (tmp_path / "report/per_organ.csv").write_text("organ,n_cases,dice_mean,hd95_mm_mean\nliver,3,0.912,2.5\n")
+        archive = tmp_path / "liver.zip"
+        assert export(model, archive, "bundle", "--report", str(tmp_path / "report")) == 0
+        card = zipfile.ZipFile(archive).read("liver/docs/README.md").decode()
+        assert "| liver | 3 | 0.912 | 2.5 |" in card
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("output", "more", "named"),
@@ -159,6 +218,8 @@ class TestRefused:
             ("student.ts", ["--format", "torchscript", "--int8", "--slices", "."], "--int8 is for onnx and openvino"),
             ("student.onnx", ["--format", "onnx", "--int8"], "give some by --slices"),
             ("student.onnx", ["--format", "onnx", "--slices", "no_such_folder"], "no_such_folder"),
+            ("student.onnx", ["--format", "onnx", "--report", "report"], "--report is for the model card of a bundle"),
+            ("student", ["--format", "bundle", "--report", "no_such_report"], "no_such_report is no report on scans"),
         ],
     )
     def test_options_that_do_not_fit(self, model, tmp_path, output, more, named):

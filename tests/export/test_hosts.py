@@ -77,7 +77,7 @@ def _of_volumes(path: Path) -> SavedModel:
 @pytest.mark.parametrize("make", [_of_slices, _of_volumes])
 def test_masks_of_other_programs_are_the_projects_own_to_the_voxel(host, make, scans, tmp_path):
     model = make(tmp_path / "model.pt")
-    bundle = write_bundle(model, tmp_path / "bundle")
+    write_bundle(model, bundle := tmp_path / "bundle")
     own, masks = tmp_path / "own", tmp_path / "masks"
     masks.mkdir()
     assert_done(run("synapse", "inference", "--checkpoint", model.path, "--input", scans, "--output_dir", own))
