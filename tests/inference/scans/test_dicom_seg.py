@@ -14,6 +14,7 @@ import torch
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from pipeline.data import IntensityRule, read_volume
+from pipeline.data.scans.volumes import label_counts
 from pipeline.errors import InputError
 from pipeline.inference import segment_files
 from pipeline.inference.scans.dicom_seg import write_dicom_seg
@@ -163,6 +164,20 @@ def test_codes_without_a_seg_are_refused_in_one_line(series, model, tmp_path):
     told = "organ_codes: the model has no organ 'heart'; it has liver, kidney_left, my tumour"
     assert told in error_line(result)
     assert not (tmp_path / "out").exists()
+
+
+def test_real_series_gets_its_labels_to_the_voxel(shared_data, tmp_path):
+    scan = read_volume(shared_data / "dicom_ct")  # JPEG 2000
+    assert scan.array.shape == (512, 512, 20)
+    labels = np.digitize(scan.array, [-300, 150, 400]).astype(np.uint8)  # soft tissue, contrast and bone, dense bone
+    assert all(label_counts(labels)[:4] > 1000)
+    write_dicom_seg(tmp_path / "seg.dcm", labels, scan, LABELS)
+    np.testing.assert_array_equal(on_grid(tmp_path / "seg.dcm", scan), labels)
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in (shared_data / "dicom_ct").glob("*.dcm")]
+    instances = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {one.ReferencedSOPInstanceUID for one in instances} == {header.SOPInstanceUID for header in headers}
+    assert seg.FrameOfReferenceUID == headers[0].FrameOfReferenceUID
 
 
 def test_series_without_any_organ_has_a_file_too(series, tmp_path):
