@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,20 +89,24 @@ def segment_files(
     output_format: str = "nifti",
     overlay: bool = False,
     backend: str = TORCH,
+    organ_codes: Mapping[str, Any] | None = None,
 ) -> int:
     """Segment a file, a folder of scans or a DICOM series into `output_dir`; returns the exit code.
 
     Writes `CASE.nii.gz`, `CASE.json`, `failures.csv` and `manifest.csv`; what an earlier run has finished with the same
     input, model and settings is kept unless it is to be overwritten. With `output_format` "dicom-seg" a DICOM SEG
-    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added. With `overlay` there is also a picture
+    `CASE.dcm` takes the place of `CASE.nii.gz`, with "both" it is added; its organs have the codes that `organ_codes`
+    gives, {"liver": ["10200004", "Liver"]}, or else the known ones. With `overlay` there is also a picture
     `CASE_overlay.png`. `backend` is one of `backend_of`. Scans that cannot be read are recorded and skipped: the code
     is 0 when none failed, 1 when some did, 2 when all did. Raises `InputError` when a single scan is given and fails,
-    and for what concerns all: the folder, the names, the model, the backend, DICOM SEG of other files.
+    and for what concerns all: the folder, the names, the model, the backend, DICOM SEG of other files, the codes.
     """
     preprocessing = preprocessing_of(model.preprocessing)
     scans = ScanDataset(inputs, preprocessing, model.modality)
     network, settings = _network_and_settings(model, backend, amp_dtype)
-    writer = LabelMapWriter(output_dir, scans, model.labels, model.sha256, settings, overwrite, output_format, overlay)
+    writer = LabelMapWriter(
+        output_dir, scans, model.labels, model.sha256, settings, overwrite, output_format, overlay, organ_codes
+    )
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),  # where volumes stay; their chunks travel to the network
         val_data_loader=scan_loader(scans),

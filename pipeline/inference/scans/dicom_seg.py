@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from pydicom.sr.codedict import codes
 from pipeline import __version__
 from pipeline.data.scans.dicom import is_dicom_folder, series_files
 from pipeline.data.scans.geometry import Volume
-from pipeline.data.scans.snomed import CATEGORY, ORGAN, organ_code
+from pipeline.data.scans.snomed import ORGAN, OrganCode, organ_code
 from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete
 
@@ -31,8 +31,11 @@ _PLACE_TOLERANCE = 0.5  # of a voxel, between a slice's own position and its pla
 _SERIES_NUMBER = 9000  # beyond those that scanners give
 
 
-def check_can_write_seg(scans: Sequence[Path], labels: Mapping[int, str]) -> None:
-    """Refuse (`InputError`) scans that are no DICOM series, and highdicom missing; log organs without a code."""
+def check_can_write_seg(scans: Sequence[Path], names: Collection[str], given: Mapping[str, OrganCode]) -> None:
+    """Refuse (`InputError`) scans that are no DICOM series, and highdicom missing; log names of organs without a code.
+
+    `given` are codes by name, which take the place of the known ones.
+    """
     if find_spec("highdicom") is None:
         raise InputError('DICOM SEG needs highdicom: pip install -e ".[dicom-seg]", or give --output_format nifti')
     for scan in scans:
@@ -40,13 +43,21 @@ def check_can_write_seg(scans: Sequence[Path], labels: Mapping[int, str]) -> Non
             raise InputError(
                 f"{scan} is no DICOM series, to whose slices a DICOM SEG could refer; give --output_format nifti"
             )
-    unknown = [name for value, name in sorted(labels.items()) if value and organ_code(name)[0] is None]
+    unknown = [name for name in names if name not in given and organ_code(name) is None]
     if unknown:
-        logger.warning("no SNOMED CT code is known for %s: coded as Organ, with the name", ", ".join(unknown))
+        logger.warning(
+            "no SNOMED CT code is known for %s: coded as Organ, with the name; give codes by --organ_codes",
+            ", ".join(unknown),
+        )
 
 
 def write_dicom_seg(
-    path: Path, labels: np.ndarray, scan: Volume, names: Mapping[int, str], checkpoint_sha256: str = ""
+    path: Path,
+    labels: np.ndarray,
+    scan: Volume,
+    names: Mapping[int, str],
+    checkpoint_sha256: str = "",
+    given: Mapping[str, OrganCode] | None = None,
 ) -> None:
     """Write labels (x, y, z) uint8 of a DICOM series that `read_volume` gave as a DICOM SEG file, atomically.
 
@@ -56,12 +67,15 @@ def write_dicom_seg(
         scan: the series; its `path` is the folder.
         names: label value to name; all values from 1 on become segments, even if they do not occur.
         checkpoint_sha256: of the model, written as the serial number of the device.
+        given: codes by name, which take the place of the known ones; a name without either is coded as Organ.
 
     Raises:
         InputError: the series has changed since it was read, or the file cannot be written.
     """
     try:
-        segmentation = _segmentation(labels, _slices_in_order(scan), names, checkpoint_sha256)
+        known = {name: organ_code(name) or ORGAN for name in names.values()} | dict(given or {})
+        segments = [_segment(value, name, known[name]) for value, name in sorted(names.items()) if value]
+        segmentation = _segmentation(labels, _slices_in_order(scan), segments, checkpoint_sha256)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of headers that lack what a SEG repeats
         if isinstance(error, InputError):
             raise
@@ -72,7 +86,7 @@ def write_dicom_seg(
 
 
 def _segmentation(
-    labels: np.ndarray, slices: list[pydicom.Dataset], names: Mapping[int, str], checkpoint_sha256: str
+    labels: np.ndarray, slices: list[pydicom.Dataset], segments: list[SegmentDescription], checkpoint_sha256: str
 ) -> Segmentation:
     import highdicom
 
@@ -80,7 +94,7 @@ def _segmentation(
         source_images=slices,
         pixel_array=np.ascontiguousarray(labels.transpose(2, 1, 0)),  # frames of rows of columns
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(value, name) for value, name in sorted(names.items()) if value],
+        segment_descriptions=segments,
         series_instance_uid=highdicom.UID(),
         series_number=_SERIES_NUMBER,
         sop_instance_uid=highdicom.UID(),
@@ -108,21 +122,24 @@ def _slices_in_order(scan: Volume) -> list[pydicom.Dataset]:
     return [places[place] for place in sorted(places)]
 
 
-def _segment(value: int, name: str) -> SegmentDescription:
+def _segment(value: int, name: str, code: OrganCode) -> SegmentDescription:
     import highdicom
 
-    code, side = organ_code(name)
     segment = highdicom.seg.SegmentDescription(
         segment_number=value,
         segment_label=name,
-        segmented_property_category=CATEGORY,
-        segmented_property_type=code or ORGAN,
+        segmented_property_category=code.category,
+        segmented_property_type=code.kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             _NAME, codes.cid7162.ArtificialIntelligence, __version__
         ),
+        anatomic_regions=None if code.region is None else [code.region],
     )
-    if side is not None:
-        kind = segment.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [highdicom.sr.CodedConcept.from_code(side)]
+    if code.side is not None:
+        side = [highdicom.sr.CodedConcept.from_code(code.side)]
+        if code.region is None:
+            segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = side
+        else:
+            segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = side
     return segment

@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from pipeline.data.scans.geometry import ANGLE_TOLERANCE_RAD, POSITION_TOLERANCE_MM, affine_difference
+from pipeline.data.scans.snomed import given_codes
 from pipeline.data.scans.volumes import Volume, label_counts, read_volume, write_label_map
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
@@ -53,7 +54,8 @@ class LabelMapWriter(CaseWriter):
     With `overlay` there is also a picture `CASE_overlay.png`, for which the scan is read again.
 
     With `output_format` "dicom-seg" the labels are written as DICOM SEG `CASE.dcm`, with "both" in both formats. The
-    scans must then be DICOM series, since DICOM SEG refers to their slices.
+    scans must then be DICOM series, since DICOM SEG refers to their slices. `organ_codes`, if given, are codes of
+    SNOMED CT for its organs, as `given_codes` takes them; they take the place of the known ones.
 
     Reads `engine.state.output["pred"]`, label maps (B, 1, X, Y, Z) or a decollated list of (1, X, Y, Z), uint8, on the
     scans' own grids.
@@ -71,17 +73,24 @@ class LabelMapWriter(CaseWriter):
         overwrite: bool = True,
         output_format: str = "nifti",
         overlay: bool = False,
+        organ_codes: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(output_dir, scans, labels, checkpoint_sha256, settings, overwrite)
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format {output_format!r} is unknown; choose one of {', '.join(OUTPUT_FORMATS)}")
         self.scans = scans
         self.suffixes = (*OUTPUT_FORMATS[output_format], *([OVERLAY] if overlay else []), ".json")
+        self.organs = [name for value, name in sorted(self.labels.items()) if value]
+        self.codes = given_codes(organ_codes, self.organs)
+        if self.codes and DICOM_SEG not in self.suffixes:
+            raise InputError("organ_codes are for DICOM SEG; give --output_format dicom-seg or both with them")
+        if self.codes:  # files with other codes are made anew
+            self.settings["organ_codes"] = {name: list(code.kind[:3]) for name, code in self.codes.items()}
 
     def start(self, engine: Engine) -> None:
         """Find out before the long run whether its outputs can be written."""
         if DICOM_SEG in self.suffixes:
-            check_can_write_seg([source.path for source in self.scans.sources], self.labels)
+            check_can_write_seg([source.path for source in self.scans.sources], self.organs, self.codes)
         super().start(engine)
 
     def _write_batch(self, engine: Engine) -> None:
@@ -102,7 +111,8 @@ class LabelMapWriter(CaseWriter):
         if NIFTI in self.suffixes:
             write_label_map(self._path(case, NIFTI), labels, scan)
         if DICOM_SEG in self.suffixes:
-            write_dicom_seg(self._path(case, DICOM_SEG), labels, scan, self.labels, self.checkpoint_sha256)
+            seg = self._path(case, DICOM_SEG)
+            write_dicom_seg(seg, labels, scan, self.labels, self.checkpoint_sha256, self.codes)
         if OVERLAY in self.suffixes:
             self._draw(case, scan, labels)
         description = {**self._description(case, scan, labels), **self._completion_record(case, path)}

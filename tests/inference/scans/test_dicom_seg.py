@@ -14,6 +14,7 @@ import torch
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from pipeline.data import IntensityRule, read_volume
+from pipeline.data.scans.volumes import label_counts
 from pipeline.errors import InputError
 from pipeline.inference import segment_files
 from pipeline.inference.scans.dicom_seg import write_dicom_seg
@@ -113,6 +114,70 @@ def test_organs_are_coded(series, tmp_path):
         ("91772007", "Organ"),
     ]
     assert kinds[1].SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+
+
+def test_cyst_is_coded_with_the_kidney_that_it_lies_in(series, tmp_path):
+    scan = read_volume(series)
+    write_dicom_seg(tmp_path / "seg.dcm", np.ones(scan.array.shape, np.uint8), scan, {1: "kidney_cyst_left"})
+    (segment,) = highdicom.seg.segread(tmp_path / "seg.dcm").SegmentSequence
+    (kind,), (region,) = segment.SegmentedPropertyTypeCodeSequence, segment.AnatomicRegionSequence
+    assert (kind.CodeMeaning, region.CodeMeaning) == ("Cyst", "Kidney")
+    assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+    assert region.AnatomicRegionModifierSequence[0].CodeMeaning == "Left"
+    assert "SegmentedPropertyTypeModifierCodeSequence" not in kind
+
+
+def test_given_codes_come_before_known_ones(series, model, tmp_path, caplog):
+    given = {"my tumour": ["108369006", "Neoplasm"], "kidney_left": [18639004, "Left kidney"]}
+    out = tmp_path / "out"
+    assert segment_files(series, out, model, output_format="dicom-seg", organ_codes=given) == 0
+    assert "no SNOMED CT code" not in caplog.text
+    segments = highdicom.seg.segread(out / "series.dcm").SegmentSequence
+    kinds = [one.SegmentedPropertyTypeCodeSequence[0] for one in segments]
+    assert [(kind.CodeValue, kind.CodeMeaning) for kind in kinds] == [
+        ("10200004", "Liver"),
+        ("18639004", "Left kidney"),
+        ("108369006", "Neoplasm"),
+    ]
+    assert "SegmentedPropertyTypeModifierCodeSequence" not in kinds[1]
+
+
+def test_other_codes_make_a_case_anew(series, model, tmp_path):
+    out = tmp_path / "out"
+
+    def time_of_file(meaning: str) -> int:
+        codes = {"my tumour": ["108369006", meaning]}
+        assert segment_files(series, out, model, output_format="dicom-seg", organ_codes=codes) == 0
+        return (out / "series.dcm").stat().st_mtime_ns
+
+    first = time_of_file("Neoplasm")
+    assert time_of_file("Neoplasm") == first
+    assert time_of_file("Tumour") > first
+
+
+def test_codes_without_a_seg_are_refused_in_one_line(series, model, tmp_path):
+    files = ["--checkpoint", model.path, "--input", series, "--output_dir", tmp_path / "out"]
+    result = run("synapse", "inference", *files, "--organ_codes", "{'my tumour': ['108369006', 'Neoplasm']}")
+    assert "organ_codes are for DICOM SEG; give --output_format dicom-seg or both with them" in error_line(result)
+    codes = ["--output_format", "both", "--organ_codes", "{'heart': ['80891009', 'Heart']}"]
+    result = run("synapse", "inference", *files, *codes)
+    told = "organ_codes: the model has no organ 'heart'; it has liver, kidney_left, my tumour"
+    assert told in error_line(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_series_gets_its_labels_to_the_voxel(shared_data, tmp_path):
+    scan = read_volume(shared_data / "dicom_ct")  # JPEG 2000
+    assert scan.array.shape == (512, 512, 20)
+    labels = np.digitize(scan.array, [-300, 150, 400]).astype(np.uint8)  # soft tissue, contrast and bone, dense bone
+    assert all(label_counts(labels)[:4] > 1000)
+    write_dicom_seg(tmp_path / "seg.dcm", labels, scan, LABELS)
+    np.testing.assert_array_equal(on_grid(tmp_path / "seg.dcm", scan), labels)
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in (shared_data / "dicom_ct").glob("*.dcm")]
+    instances = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {one.ReferencedSOPInstanceUID for one in instances} == {header.SOPInstanceUID for header in headers}
+    assert seg.FrameOfReferenceUID == headers[0].FrameOfReferenceUID
 
 
 def test_series_without_any_organ_has_a_file_too(series, tmp_path):
