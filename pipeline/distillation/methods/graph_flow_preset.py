@@ -35,14 +35,18 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class GraphFlowPreset:
-    """How variation graphs are compared, and the weight of each term beside the cross-entropy, whose weight is 1."""
+    """How variation graphs are compared, and the weight of each term beside the cross-entropy, whose weight is 1.
+
+    The pull of the adversary's weight depends on the image size and grows in training, see `adversary.py`. So
+    `adversarial` may also be a share of the gradient, `{"share": 0.1}`.
+    """
 
     edge: str
     reduction: str
     node_norm: str
     vertices: float
     edges: float
-    adversarial: float
+    adversarial: float | Mapping[str, float]
     kd: float
     patch: int = 3
     temperature: float = TEMPERATURE
