@@ -79,6 +79,15 @@ def test_a_mix_has_all_terms_and_adds_them_by_weight():
     torch.testing.assert_close(distiller.total(terms), expected)
 
 
+def test_graph_terms_hold_a_share_without_kd():
+    mix = {"kd": 1, "graph_flow": {"share": 0.3, "kd": 0}}
+    student = build_network("enet", 1, 3)
+    distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, 1, methods=mix)
+    assert list(distiller.weights) == ["kd", "vertices", "edges"]
+    assert distiller.groups == {"kd": "kd", "graph_flow": "graph_flow"}
+    assert distiller.shares.wanted == {"graph_flow": 0.3}
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "term"),
     [("graph_flow", "adversarial", "adversarial"), ("coco", "adversarial", "adversarial"), ("skd", "holistic", None)],

@@ -4,8 +4,8 @@
 What a weight means depends on the image size and on the training of the discriminator. The gradient penalty acts on the
 sum of the score map, but the student's term is its mean. For a discriminator that meets the penalty, 0.1 times the term
 has a gradient at the logits of 6.6, 1.1, 0.5 and 0.19 times the cross-entropy's, with sides of 64, 96, 128 and 224
-pixels. An untrained discriminator pulls much less: in one run at 64 pixels the share of 0.1 rose from 0.08 to 0.77 in
-400 steps. So a share, held by the running estimate of `gradient_shares`, is safer than a weight.
+pixels. An untrained discriminator pulls much less: in one run at 64 pixels the share rose from 0.08 to 0.77 in 400
+steps. So a share, held by the running estimate of `gradient_shares`, is safer than a weight.
 """
 
 from __future__ import annotations

@@ -97,10 +97,11 @@ def build_graph_flow(pair: NetworkPair, *, preset: str = "bounded", **settings: 
     check_paraphrasers("graph_flow", pair)
     loss = GraphFlowLoss(chosen.patch, chosen.edge, chosen.reduction, chosen.node_norm, chosen.centred)
     adapters = tuple(identity_adapter(c, pair.spatial_dims) for c in pair.student_channels) if chosen.adapter else None
-    methods: dict[str, DistillationMethod] = {
-        "kd": KnowledgeDistillation(pair, weight=chosen.kd, temperature=chosen.temperature, balance=chosen.balance),
-        "graph_flow": GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges, adapters),
-    }
+    methods: dict[str, DistillationMethod] = {}
+    if chosen.kd != 0:
+        kd = KnowledgeDistillation(pair, weight=chosen.kd, temperature=chosen.temperature, balance=chosen.balance)
+        methods["kd"] = kd
+    methods["graph_flow"] = GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges, adapters)
     if chosen.adversarial != 0:  # a discriminator of weight 0 would only cost time
         methods["adversary"] = build_adversary(
             "graph_flow", "adversarial", pair, chosen.adversarial, chosen.adversarial_kind
