@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How near a student's taps can come to Graph Flow's target, by the kind of taps: free tensors in a student's place.
 
-The teacher's factors leave a LeakyReLU and have both signs. Mobile U-Net's taps have both too; ENet's and ERFNet's are
-rectified. What free tensors cannot reach, no student can.
+The teacher's factors leave a LeakyReLU and have both signs. Mobile U-Net's taps end without an activation and have
+both too; ERFNet's taps and ENet's deep one are rectified. What free tensors cannot reach, no student can.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def main() -> None:
     """Print a line for each kind of taps."""
     print(f"share of Graph Flow's losses left after {STEPS} steps on free taps\n{'taps':<36} vertices  edges")
     for name, *kind in (
-        ("of both signs (Mobile U-Net)", False, False, False),
-        ("rectified (ENet, ERFNet)", True, False, False),
+        ("pre-activation taps (Mobile U-Net)", False, False, False),
+        ("rectified (ERFNet; ENet's deep tap)", True, False, False),
         ("rectified, the factor too", True, True, False),
         ("rectified, a trained 1 x 1 adapter", True, False, True),
     ):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -132,7 +133,10 @@ def _stand_in(student: nn.Module, wanted: Mapping[str, Term]) -> nn.Module:
 def _built(
     wanted: Mapping[str, Term], pair: NetworkPair
 ) -> tuple[dict[str, DistillationMethod], dict[str, Schedule], dict[str, str]]:
-    """Return the parts of all methods by names of their own, the schedule of each, and the method that it is of."""
+    """Return the parts of all methods by names of their own, the schedule of each, and its group.
+
+    The parts of a method hold a share of the gradient as a group; a part with a share of its own is one by itself.
+    """
     built: dict[str, DistillationMethod] = {}
     schedules: dict[str, Schedule] = {}
     groups: dict[str, str] = {}
@@ -144,6 +148,8 @@ def _built(
             names |= module.weights.keys()
             part = part if part not in built else f"{name}_{part}"
             built[part], schedules[part], groups[part] = module, term.schedule, name
+            if module.share is not None:
+                schedules[part], groups[part] = replace(term.schedule, share=module.share), f"{name}: {part}"
     return built, schedules, groups
 
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from pipeline.distillation import Schedule, build_distiller
+from pipeline.distillation.gradient_shares import gradient_shares
+from pipeline.distillation.method import label_cross_entropy
 from pipeline.distillation.schedule import parse_schedule
 from pipeline.errors import InputError
 from pipeline.networks import build_network
@@ -73,6 +77,50 @@ def test_a_mix_has_all_terms_and_adds_them_by_weight():
     graph = distiller.weights["vertices"] * terms["vertices"] + distiller.weights["edges"] * terms["edges"]
     expected = terms["kd"] + graph + 0.5 * terms["kd_kd"]
     torch.testing.assert_close(distiller.total(terms), expected)
+
+
+def test_graph_terms_hold_a_share_without_kd():
+    mix = {"kd": 1, "graph_flow": {"share": 0.3, "kd": 0}}
+    student = build_network("enet", 1, 3)
+    distiller = build_distiller("unused", build_network("erfnet", 1, 3), student, 3, 1, methods=mix)
+    assert list(distiller.weights) == ["kd", "vertices", "edges"]
+    assert distiller.groups == {"kd": "kd", "graph_flow": "graph_flow"}
+    assert distiller.shares.wanted == {"graph_flow": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "term"),
+    [("graph_flow", "adversarial", "adversarial"), ("coco", "adversarial", "adversarial"), ("skd", "holistic", None)],
+)
+def test_the_adversary_holds_a_share_of_its_own(name, setting, term):
+    """Its gradient is a tenth as long as the labels' loss's, in this first step exactly; the other terms are free."""
+    torch.manual_seed(0)
+    student, term = build_network("enet", 1, 3), term or "skd_holistic"
+    distiller = build_distiller(
+        name, build_network("erfnet", 1, 3), student, 3, 1, settings={setting: {"share": 0.1}}, size=64
+    )
+    images, labels = torch.rand(2, 1, 64, 64), torch.zeros(2, 1, 64, 64)
+    logits, parameters = student(images), list(student.parameters())
+    terms, segmentation = distiller(images, labels, logits), label_cross_entropy(logits, labels)
+    distiller.follow_shares(terms, segmentation, parameters)
+    weighted = distiller.weighted(terms)
+    shares = gradient_shares({term: weighted.pop(term)}, segmentation, parameters)
+    assert float(shares[term]) == pytest.approx(0.1, rel=1e-4)
+    assert all(torch.equal(value, distiller.weights[one] * terms[one]) for one, value in weighted.items())
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"share": -1}, "the share of adversarial is -1; it must be a finite number above 0"),
+        ({"shares": 0.1}, "adversarial is {'shares': 0.1}; give a weight, or {'share': 0.1}"),
+    ],
+)
+def test_a_bad_share_of_the_adversary_is_refused(value, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        build_distiller(
+            "coco", build_network("erfnet", 1, 3), build_network("enet", 1, 3), 3, 1, settings={"adversarial": value}
+        )
 
 
 def test_a_method_stops_where_its_schedule_ends_and_is_not_computed_then():

@@ -7,8 +7,8 @@ Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384:
     L_peer    = S(peer, labels)    + KL(student || peer)
 
 S is the cross-entropy there and the run's segmentation loss here, the same for both networks. The formula fits dense
-prediction as it is: the divergences are means over pixels, at temperature 1. The frozen teacher takes no part; to use
-it too, add `kd` to the mix.
+prediction as it is: the divergences are means over pixels, at temperature 1. It needs no frozen teacher and runs none;
+to learn from one too, add `kd` to the mix.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class MutualLearning(DistillationMethod):
     Raises:
         InputError: the learning rate is not positive.
     """
+
+    needs_teacher = False
 
     def __init__(self, pair: NetworkPair, *, weight: float = 0.5, learning_rate: float | None = None) -> None:
         super().__init__({"dml": weight})

@@ -15,9 +15,11 @@ scored at 64 x 64 after the last one. Mean Dice of the student alone, alone with
 run, 0.729. Balance 1 gave ENet 0.641. Only ENet has two seeds, and seeds differ by more than the gains of the other two
 students.
 
-In the bundles, ENet with kd had a Dice of 0.706 on CHAOS MR (alone 0.686, balanced 0.688, with the usual form 0.301).
-On a tenth of EBHI-Seg it had a mean IoU of 0.720 (alone 0.698, with the usual form 0.722). There Mobile U-Net gained
-0.011 over its better control, and ERFNet nothing (0.570 and 0.573). See docs/results.md.
+In the bundles, ENet with kd had a Dice of 0.707 on CHAOS MR (alone 0.691, balanced 0.683; two seeds), and 0.301 with
+the usual form (one seed). There Mobile U-Net lost a little by kd: 0.783 where it has 0.788 alone, a difference within
+chance. On a tenth of EBHI-Seg, ENet with kd had a mean IoU of 0.720 (alone 0.698, with the usual form 0.722; three
+seeds). There Mobile U-Net gained 0.011 over its better control, and ERFNet nothing (0.570 and 0.573). See
+docs/results.md.
 """
 
 from __future__ import annotations

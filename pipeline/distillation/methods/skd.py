@@ -10,14 +10,16 @@ Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 
 The authors' weights are 10, 1 and 0.1, and their pixel-wise term is a sum over the batch. Here all are means over the
 batch, and the weights are 1, 10 and 0, set by gradients. The gradient of the pixel-wise term is about as long as the
 segmentation loss's. That of the pair-wise term of 2 x 2 regions, which starts at about 0.001, is a fifth of it. The
-adversary is left out by default: with 0.01 its gradient is a thousandth of the segmentation loss's, and it takes two
-thirds of a step's time. The authors count all pixels the same, w = 1; we weight them by their class, as in `kd`. Their
-code holds |f_i| constant; here it is differentiated, as in their formula.
+adversary is left out by default, because it takes two thirds of a step's time. The pull of a weight depends on the
+image size and grows in training, see `adversary.py`. So rather give a share. The authors count all pixels the same,
+w = 1; we weight them by their class, as in `kd`. Their code holds |f_i| constant; here it is differentiated, as in
+their formula.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ from pipeline.class_balance import check_balance, known_classes, pixel_weights
 from pipeline.distillation.discriminator import Discriminator
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation
-from pipeline.distillation.methods.adversary import check_adversary
+from pipeline.distillation.methods.adversary import check_adversary, weight_and_share
 from pipeline.distillation.methods.kd import BALANCE
 from pipeline.distillation.methods.relations import common_grid, largest_grid, unit_vectors
 from pipeline.distillation.settings import check_number
@@ -144,7 +146,7 @@ def build_skd(
     weight: float = 1.0,
     pixel: float = 1.0,
     pairwise: float = 10.0,
-    holistic: float = 0.0,
+    holistic: float | Mapping[str, float] = 0.0,
     scale: float = 0.5,
     balance: float = BALANCE,
     adversarial_kind: str = "wgan-gp",
@@ -157,6 +159,7 @@ def build_skd(
         pixel: weight of the pixel-wise term.
         pairwise: weight of the pair-wise term.
         holistic: weight of the adversary; 0 leaves it out. The authors' is a hundredth of that of the pixel-wise term.
+            Or a share of the gradient, `{"share": 0.1}`.
         scale: see `PixelPairDistillation`.
         balance: likewise.
         adversarial_kind: "wgan-gp" or "hinge".
@@ -169,9 +172,11 @@ def build_skd(
             pair, pixel=weight * pixel, pairwise=weight * pairwise, scale=scale, balance=balance
         )
     }
-    if weight * holistic != 0:
+    holistic_weight, share = weight_and_share("skd", "holistic", holistic)
+    if weight * holistic_weight != 0:
         check_adversary("skd", "holistic", pair)
         methods["skd_adversary"] = HolisticDistillation(
-            Discriminator(pair.out_channels), pair.total_steps, weight * holistic, adversarial_kind
+            Discriminator(pair.out_channels), pair.total_steps, weight * holistic_weight, adversarial_kind
         )
+        methods["skd_adversary"].share = share
     return methods

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.distillation import build_distiller, needs_teacher
 from pipeline.distillation.methods.dml import MutualLearning, untrained_copy
 from pipeline.errors import InputError
 from pipeline.networks import build_network
@@ -91,6 +92,18 @@ def test_neither_learns_through_the_other():
     assert all(torch.equal(*both) for both in zip(gradients, (p.grad for p in pair.student.parameters()), strict=True))
     assert method.adapter_parameters() == []
     assert not {id(part) for part in method.modules()} & {id(part) for part in pair.student.modules()}
+
+
+def test_no_teacher_is_needed_and_none_is_run():
+    pair, (images, labels) = tiny_pair(), tiny_batch()
+    distiller = build_distiller("dml", None, pair.student, 3, 1)
+    distiller.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher was run"))
+    terms = distiller(images, labels, pair.student(images))
+    distiller.total(terms).backward()
+    assert float(terms["dml"].detach()) > 0
+    assert distiller.after_step()["dml_peer"] > 0
+    assert not needs_teacher({"method": "dml"})
+    assert needs_teacher({"methods": {"dml": 1, "kd": 1}})
 
 
 def test_the_peer_learns_the_labels_and_its_rate_falls_to_zero():

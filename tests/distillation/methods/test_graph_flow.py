@@ -6,10 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.distillation import GraphFlow, GraphFlowLoss, Tapped, salience_graph, variation_graph
-from pipeline.distillation.methods.graph_flow import salient_windows
+from pipeline.distillation.methods.graph_flow import bounded, salient_windows
+from pipeline.distillation.taps import FeatureTaps
 from pipeline.errors import InputError
+from pipeline.networks import build_network
 
 
 def taps(seed: int, channels: int = 5, size: int = 8, batch: int = 2, **kwargs: object) -> tuple[torch.Tensor, ...]:
@@ -71,19 +74,52 @@ def test_cosine_edges_by_hand():
     torch.testing.assert_close(edges, expected)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-8, 0.0])
-def test_no_channel_takes_the_gradient_by_being_small(scale):
-    """Of eight channels, one is scaled down: with plain unit lengths it takes all of the squared gradient."""
+def test_bounded_by_hand():
+    """Delta of lengths 3, 4, 5 is 4 / 2; of 0, 0, 0, 10 (root mean square 5) 5 / 20; of 0.0006 alone 0.001."""
+    for lengths, delta in (((3.0, 4.0, 5.0), 2.0), ((0.0, 0.0, 0.0, 10.0), 0.25), ((6e-4,), 1e-3), ((0.0, 0.0), 1.0)):
+        windows = torch.tensor(lengths)[None, :, None] * torch.tensor([0.6, -0.8])
+        expected = windows / (torch.tensor(lengths)[None, :, None] + delta)
+        torch.testing.assert_close(bounded(windows), expected)
+
+
+@pytest.mark.parametrize("student", ["mobile_unet", "enet", "erfnet"])
+def test_ordinary_taps_are_bounded_by_half_of_the_median_to_the_last_bit(student):
+    torch.manual_seed(0)
+    network = build_network(student, 1, 5)
+    tapped = FeatureTaps(network, network.taps)
+    network(F.interpolate(torch.rand(4, 1, 8, 8), scale_factor=8, mode="bilinear"))
+    for tap in tapped.take():
+        windows = salient_windows(tap.detach(), 3)
+        length = windows.norm(dim=-1, keepdim=True)
+        assert torch.equal(bounded(windows), windows / (length + length.median() / 2))
+
+
+def squared_gradients(small: int, scale: float) -> list[torch.Tensor]:
+    """Of each term, the squared gradient at each of eight channels of which the first `small` are scaled."""
     student = tuple(tap.clone() for tap in taps(0, channels=8, dtype=torch.float32))
     for tap in student:
-        tap[:, 0] *= scale
+        tap[:, :small] *= scale
         tap.requires_grad_()
     loss = GraphFlowLoss(edge="cosine", reduction="mean", node_norm="bounded", centred=True)
+    found = []
     for term in loss(student, taps(1, channels=8, dtype=torch.float32)):
         gradients = torch.autograd.grad(term, student, retain_graph=True)
-        norms = torch.stack([gradient.flatten(2).norm(dim=2).square().sum(dim=0) for gradient in gradients]).sum(0)
-        assert torch.isfinite(norms).all()
-        assert norms[0] < 0.7 * norms.sum()
+        found.append(sum(gradient.square().sum(dim=(0, 2, 3)) for gradient in gradients))
+    return found
+
+
+@pytest.mark.parametrize("small", [1, 4, 7, 8])
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6, 1e-8, 0.0])
+def test_no_channel_takes_the_gradient_by_being_small(small, scale):
+    """With plain unit lengths, a channel's gradient grows as one over its scale.
+
+    Here it grows by a hundred at most; where all channels are small, by ten thousand, and of zeros there is none.
+    """
+    for usual, found in zip(squared_gradients(0, 1.0), squared_gradients(small, scale), strict=True):
+        assert torch.isfinite(found).all()
+        assert found.max() < (1e8 if small == 8 else 1e4) * usual.max()
+        assert found.max() <= 0.7 * found.sum()
+        assert (small == 8 and scale == 0) == (found.max() == 0)
 
 
 def test_centred_graphs_do_not_see_what_all_images_share():

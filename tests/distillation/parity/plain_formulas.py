@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 
@@ -93,3 +95,31 @@ def pointwise(convolution: nn.Module, features: torch.Tensor) -> np.ndarray:
             for image in np.asarray(features)
         ]
     )
+
+
+def three_by_three(convolution: nn.Module, features: np.ndarray) -> np.ndarray:
+    """A convolution of kernel 3 with zeros around the map, place of the kernel by place."""
+    weight = convolution.weight.detach().double().numpy()
+    found = np.zeros(1) if convolution.bias is None else convolution.bias.detach().double().numpy()[:, None, None]
+    height, width = features.shape[2:]
+    padded = np.pad(features, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    for down, right in product(range(3), repeat=2):
+        seen = padded[:, :, down : down + height, right : right + width]
+        found = found + np.einsum("oc,bcyx->boyx", weight[:, :, down, right], seen)
+    return found
+
+
+def normalised(norm: nn.Module, values: np.ndarray) -> np.ndarray:
+    """Batch normalisation in training: by the mean and the variance of each channel over the batch."""
+    centred = values - values.mean((0, 2, 3), keepdims=True)
+    weight, bias = (vector.detach().double().numpy()[None, :, None, None] for vector in (norm.weight, norm.bias))
+    return centred / np.sqrt((centred**2).mean((0, 2, 3), keepdims=True) + 1e-5) * weight + bias
+
+
+def encoded(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A paraphraser's encoder or a translator: convolutions of kernel 3, each with a LeakyReLU of slope 0.1."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            x = F.conv2d(x, layer.weight, layer.bias, padding=1)
+            x = torch.where(x > 0, x, 0.1 * x)
+    return x.detach()

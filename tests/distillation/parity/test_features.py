@@ -9,19 +9,38 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from pipeline.distillation.method import Tapped
 from pipeline.distillation.methods.ab import ActivationBoundaries
 from pipeline.distillation.methods.afd import AttentiveFeatures
 from pipeline.distillation.methods.at import AttentionTransfer
+from pipeline.distillation.methods.cwd import ChannelWise
 from pipeline.distillation.methods.fitnet import FitNet
 from pipeline.distillation.methods.fsp import FlowOfSolution
 from pipeline.distillation.methods.ft import FactorTransfer
+from pipeline.distillation.methods.mgd import MaskedGeneration
 from pipeline.distillation.methods.nst import NeuronSelectivity
 from pipeline.distillation.methods.ofd import FeatureOverhaul
+from pipeline.distillation.methods.review import KnowledgeReview
 from pipeline.distillation.methods.vid import VariationalInformation
 from pipeline.networks import Paraphraser
-from tests.distillation.parity.plain_formulas import cosine, dot, maps, mean, pair, pixels, pointwise, terms, unit, view
+from tests.distillation.parity.plain_formulas import (
+    cosine,
+    divergence,
+    dot,
+    encoded,
+    maps,
+    mean,
+    normalised,
+    pair,
+    pixels,
+    pointwise,
+    softmax,
+    terms,
+    three_by_three,
+    unit,
+    view,
+)
 
 STUDENT, TEACHER = view(0, (3, 4)), view(100, (5, 6))  # taps of other channels, all 4 x 4, two images
 PAIR = pair((3, 4), (5, 6))
@@ -68,14 +87,6 @@ def test_fsp():
                 ]
                 total += (flows[0] - flows[1]) ** 2 / (2 * 3 * 4)
     assert terms(FlowOfSolution(pair((3, 4), (3, 4))), student, teacher)["fsp"] == pytest.approx(total)
-
-
-def encoded(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            x = F.conv2d(x, layer.weight, layer.bias, padding=1)
-            x = torch.where(x > 0, x, 0.1 * x)
-    return x.detach()
 
 
 def test_ft():
@@ -125,12 +136,7 @@ def test_nst():
 
 def connected(connector: nn.Module, features: torch.Tensor) -> np.ndarray:
     """A pointwise convolution and normalisation by the batch."""
-    values = pointwise(connector.convolution, features)
-    centred = values - values.mean((0, 2, 3), keepdims=True)
-    weight, bias = (
-        vector.detach().numpy()[None, :, None, None] for vector in (connector.norm.weight, connector.norm.bias)
-    )
-    return centred / np.sqrt((centred**2).mean((0, 2, 3), keepdims=True) + 1e-5) * weight + bias
+    return normalised(connector.norm, pointwise(connector.convolution, features))
 
 
 @pytest.mark.parametrize("margin", [0.5, 1.0])
@@ -177,3 +183,78 @@ def test_afd():
             ]
             losses.append(dot(shares, distances) / sum(shares))
     assert terms(method, STUDENT, TEACHER)["afd"] == pytest.approx(mean(losses))
+
+
+def places(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    """tau^2 KL over the places of each channel, the mean over channels and images."""
+    channels = (one.reshape(-1, one[0, 0].size).tolist() for one in (teacher, student))
+    losses = [divergence(softmax(t, temperature), softmax(s, temperature)) for t, s in zip(*channels, strict=True)]
+    return temperature**2 * mean(losses)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_cwd(temperature):
+    method = ChannelWise(PAIR, features=1.0, temperature=temperature).double()
+    found = terms(method, STUDENT, TEACHER)
+    expected = places(STUDENT.logits.numpy(), TEACHER.logits.numpy(), temperature)
+    assert found["cwd_logits"] == pytest.approx(expected)
+    adapted = pointwise(method.adapter.convolution, STUDENT.features[-1])
+    expected = places(adapted, TEACHER.features[-1].numpy(), temperature)
+    assert found["cwd_features"] == pytest.approx(expected)
+
+
+def test_mgd():
+    """(G(m a(s)) - t)^2, m one draw a place for all channels, G two convolutions of kernel 3 with a ReLU between."""
+    torch.manual_seed(0)
+    method, losses = MaskedGeneration(PAIR, hidden=0.5).double(), []
+    torch.manual_seed(5)
+    masks = [(torch.rand(2, 1, 4, 4, dtype=torch.float64) >= 0.5).double().numpy() for _ in TAPS]
+    assert all(0 < mask.mean() < 1 for mask in masks)
+    for adapter, (first, _, second), mask, (mine, theirs) in zip(
+        method.adapters, method.generators, masks, TAPS, strict=True
+    ):
+        hidden = mask * pointwise(adapter.convolution, mine)
+        generated = three_by_three(second, np.maximum(three_by_three(first, hidden), 0))
+        losses.append(squares(generated, theirs.numpy()))
+    torch.manual_seed(5)
+    assert terms(method, STUDENT, TEACHER)["mgd"] == pytest.approx(mean(losses))
+
+
+def doubled(values: np.ndarray) -> np.ndarray:
+    """A map of twice the size by nearest neighbours."""
+    return values.repeat(2, axis=2).repeat(2, axis=3)
+
+
+def context(student: np.ndarray, teacher: np.ndarray) -> float:
+    """The weighted mean of squares of both maps and of their means over 4, 2 and 1 regions an axis, fewer than places.
+
+    Each level weighs half of the one before.
+    """
+    side, levels = student.shape[-1], [squares(student, teacher)]
+    for grid in (4, 2, 1):
+        if grid < side:
+            step = side // grid
+            means = [one.reshape(*one.shape[:2], grid, step, grid, step).mean((3, 5)) for one in (student, teacher)]
+            levels.append(squares(*means))
+    weights = [0.5**number for number in range(len(levels))]
+    return dot(weights, levels) / sum(weights)
+
+
+def test_review():
+    """Taps of 4 x 4 and 2 x 2 places, the teacher's twice as large: the deep one alone, the shallow one of both."""
+    torch.manual_seed(0)
+    method = KnowledgeReview(PAIR).double()
+    mine, theirs = (maps(0, 2, 3, 4, 4), maps(1, 2, 4, 2, 2)), (maps(2, 2, 5, 8, 8), maps(3, 2, 6, 4, 4))
+    shallow, deep = method.fusions
+    entered = [
+        normalised(one.entry[1], pointwise(one.entry[0], tap)) for one, tap in zip(method.fusions, mine, strict=True)
+    ]
+    both = np.concatenate([entered[0], doubled(entered[1])], axis=1)
+    own, deeper = np.split(1 / (1 + np.exp(-pointwise(shallow.attention, both))), 2, axis=1)
+    fused = own * entered[0] + deeper * doubled(entered[1])
+    losses = [
+        context(normalised(one.exit[1], three_by_three(one.exit[0], doubled(values))), target.numpy())
+        for one, values, target in ((shallow, fused, theirs[0]), (deep, entered[1], theirs[1]))
+    ]
+    found = terms(method, Tapped(mine, torch.zeros(2, 3, 8, 8)), Tapped(theirs, torch.zeros(2, 3, 8, 8)))
+    assert found["review"] == pytest.approx(mean(losses))

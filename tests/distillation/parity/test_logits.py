@@ -1,52 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses on logits are the published arithmetic: each formula by loops over random logits.
 
-Mutual learning, whose peer runs on the images, is compared in `test_distillation_dml.py`.
+Mutual learning, whose peer runs on the images, is compared in `methods/test_dml.py`.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss
+from pipeline.distillation.methods.bpkd import BoundaryPrivileged
+from pipeline.distillation.methods.dist import StrongerTeacher
+from pipeline.distillation.methods.dkd import DecoupledDistillation
 from pipeline.distillation.methods.kd import KnowledgeDistillation
+from pipeline.distillation.methods.logit_std import StandardisedLogits
 from pipeline.distillation.methods.logits_mse import LogitsMatching
 from pipeline.distillation.methods.skd import PixelPairDistillation
-from tests.distillation.parity.plain_formulas import CLASSES, divergence, mean, pair, pixels, softmax, terms, view
+from tests.distillation.parity.plain_formulas import CLASSES, divergence, dot, mean, pair, pixels, softmax, terms, view
 
 STUDENT, TEACHER = view(0, (4,)), view(100, (4,))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("balance", [0, 0.5, 1])
-@pytest.mark.parametrize("labelled", [True, False])
-def test_kd(temperature, balance, labelled):
-    """Class k of share p_k weighs p_k^-balance a pixel, by what keeps the mean weight at one.
-
-    Where nobody has labelled a pixel, its class is the teacher's likeliest.
-    """
+def some_labels(labelled: bool) -> torch.Tensor:
+    """Labels of two images: random ones of two classes and three pixels of a third, the second image's if labelled."""
     labels = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     labels[0, 0, 0, :3] = 2
     if not labelled:
         labels[1] = -1
-    total, weights, counts = 0.0, 0.0, [0] * CLASSES
-    found = []
-    for mine, theirs, label in zip(
-        pixels(STUDENT.logits), pixels(TEACHER.logits), labels.flatten().tolist(), strict=True
-    ):
-        kind = label if label >= 0 else theirs.index(max(theirs))
-        counts[kind] += 1
-        found.append((kind, divergence(softmax(theirs, temperature), softmax(mine, temperature))))
-    for kind, loss in found:
-        weight = (counts[kind] / len(found)) ** -balance
-        total, weights = total + weight * loss, weights + weight
+    return labels
+
+
+def known(labels: torch.Tensor) -> list[int]:
+    """The class of each pixel: where nobody has labelled it, the teacher's likeliest."""
+    both = zip(labels.flatten().tolist(), pixels(TEACHER.logits), strict=True)
+    return [label if label >= 0 else theirs.index(max(theirs)) for label, theirs in both]
+
+
+def balanced_mean(losses: list[float], kinds: list[int], balance: float) -> float:
+    """The weighted mean of losses: a pixel of class k of share p_k weighs p_k^-balance."""
+    weights = [(kinds.count(kind) / len(kinds)) ** -balance for kind in kinds]
+    return dot(weights, losses) / sum(weights)
+
+
+balances = pytest.mark.parametrize("balance", [0, 0.5, 1])
+labelled_or_not = pytest.mark.parametrize("labelled", [True, False])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@balances
+@labelled_or_not
+def test_kd(temperature, balance, labelled):
+    labels = some_labels(labelled)
+    losses = [
+        temperature**2 * divergence(softmax(theirs, temperature), softmax(mine, temperature))
+        for mine, theirs in zip(pixels(STUDENT.logits), pixels(TEACHER.logits), strict=True)
+    ]
     method = KnowledgeDistillation(pair((4,), (4,)), temperature=temperature, balance=balance)
-    expected = temperature**2 * total / weights
+    expected = balanced_mean(losses, known(labels), balance)
     assert terms(method, STUDENT, TEACHER, labels)["kd"] == pytest.approx(expected, rel=1e-5)
+
+
+@balances
+@labelled_or_not
+def test_dkd(balance, labelled):
+    """At each pixel of class y: KL of (p_y, 1 - p_y), and KL of the other classes, each divided by 1 - p_y."""
+    labels = some_labels(labelled)
+    kinds, of_target, of_others = known(labels), [], []
+    for mine, theirs, kind in zip(pixels(STUDENT.logits), pixels(TEACHER.logits), kinds, strict=True):
+        p, q = softmax(theirs, 2), softmax(mine, 2)
+        of_target.append(4 * divergence([p[kind], 1 - p[kind]], [q[kind], 1 - q[kind]]))
+        others = [[one[k] / (1 - one[kind]) for k in range(CLASSES) if k != kind] for one in (p, q)]
+        of_others.append(4 * divergence(*others))
+    method = DecoupledDistillation(pair((4,), (4,)), temperature=2.0, balance=balance)
+    found = terms(method, STUDENT, TEACHER, labels)
+    assert found["dkd_target"] == pytest.approx(balanced_mean(of_target, kinds, balance))
+    assert found["dkd_others"] == pytest.approx(balanced_mean(of_others, kinds, balance))
+
+
+def standardised(values: list[float], alike: float) -> list[float]:
+    """Values less their mean, divided by sqrt(variance + alike^2)."""
+    centre = mean(values)
+    deviation = math.sqrt(mean((value - centre) ** 2 for value in values) + alike**2)
+    return [(value - centre) / deviation for value in values]
+
+
+@balances
+@labelled_or_not
+def test_logit_std(balance, labelled):
+    """kd at temperature 2 of logits that are standardised over classes, their variance softened by 0.1^2."""
+    labels = some_labels(labelled)
+    losses = [
+        4 * divergence(softmax(standardised(theirs, 0.1), 2), softmax(standardised(mine, 0.1), 2))
+        for mine, theirs in zip(pixels(STUDENT.logits), pixels(TEACHER.logits), strict=True)
+    ]
+    method = StandardisedLogits(pair((4,), (4,)), temperature=2.0, balance=balance)
+    expected = balanced_mean(losses, known(labels), balance)
+    assert terms(method, STUDENT, TEACHER, labels)["logit_std"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_dist():
+    """1 - r = half of the mean squared difference of standardised probabilities, their variance softened by 0.01^2.
+
+    `inter` goes over the classes of each pixel, `intra` over the pixels of the batch for each class.
+    """
+    p, q = ([softmax(pixel) for pixel in pixels(one.logits)] for one in (TEACHER, STUDENT))
+
+    def distance(one: list[float], other: list[float]) -> float:
+        both = zip(standardised(one, 0.01), standardised(other, 0.01), strict=True)
+        return mean((a - b) ** 2 for a, b in both) / 2
+
+    found = terms(StrongerTeacher(pair((4,), (4,))), STUDENT, TEACHER)
+    assert found["dist_inter"] == pytest.approx(mean(map(distance, p, q)))
+    of_classes = (map(list, zip(*one, strict=True)) for one in (p, q))
+    assert found["dist_intra"] == pytest.approx(mean(map(distance, *of_classes)))
+
+
+def blocks(labelled: bool) -> torch.Tensor:
+    """Labels of two images with a block of class 1 or 2, the second without labels in its lower half if told so."""
+    labels = torch.zeros(2, 1, 8, 8, dtype=torch.long)
+    labels[0, 0, :4, :4], labels[1, 0, 2:, 5:] = 1, 2
+    if not labelled:
+        labels[1, 0, 4:] = -1
+    return labels
+
+
+def window(kinds: np.ndarray, place: tuple[int, int], radius: int) -> set[int]:
+    """The classes within `radius` pixels of a place."""
+    rows, columns = (slice(max(0, at - radius), at + radius + 1) for at in place)
+    return set(kinds[rows, columns].ravel().tolist())
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+@labelled_or_not
+def test_bpkd(radius, labelled):
+    """kd at the pixels with another class in their window, the mean over each image; cwd of all other pixels."""
+    labels = blocks(labelled)
+    kinds = np.array(known(labels)).reshape(2, 8, 8)
+    edges, bodies = [], []
+    for image in range(2):
+        t, s = (one.logits[image].permute(1, 2, 0).tolist() for one in (TEACHER, STUDENT))
+        band = [place for place in product(range(8), repeat=2) if len(window(kinds[image], place, radius)) > 1]
+        body = [place for place in product(range(8), repeat=2) if place not in band]
+        edges.append(4 * mean(divergence(softmax(t[y][x], 2), softmax(s[y][x], 2)) for y, x in band))
+        bodies += [
+            16 * divergence(*(softmax([of[y][x][kind] for y, x in body], 4) for of in (t, s)))
+            for kind in range(CLASSES)
+            if body
+        ]
+    method = BoundaryPrivileged(pair((4,), (4,)), radius=radius, edge_temperature=2.0, body_temperature=4.0)
+    found = terms(method, STUDENT, TEACHER, labels)
+    assert found["bpkd_edge"] == pytest.approx(mean(edges))
+    assert found["bpkd_body"] == pytest.approx(sum(bodies) / (2 * CLASSES))
 
 
 def test_logits_mse():
