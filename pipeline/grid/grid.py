@@ -18,7 +18,8 @@ from pipeline.errors import InputError
 from pipeline.files.atomic import replace_when_complete, write_json
 from pipeline.files.spreadsheets import with_apostrophe
 from pipeline.grid.arms import check_names, read_students
-from pipeline.grid.planned_runs import LABELLED, PlannedRun, Recipes, Step, plan_runs
+from pipeline.grid.labels import LABELLED, check_labels
+from pipeline.grid.planned_runs import PlannedRun, Recipes, Step, plan_runs
 from pipeline.grid.workers import Outcome, execute_runs
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Grid:
         if self.folds:
             check_names("folds", list(self.folds))
         if self.labels:
-            check_names("labels", list(self.labels))
+            check_labels(self.labels, self.training)
         recipes = Recipes(self.training, self.teacher, self.student, self.paraphraser, self.evaluation)
         return plan_runs(
             self.run_dir, self.dataset_dir, students, self.methods, self.seeds[0], self.folds, recipes, self.labels

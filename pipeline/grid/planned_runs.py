@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.distillation import needs_paraphrasers, needs_teacher
 from pipeline.grid.arms import Student, is_alone, same_but_for_time
 from pipeline.grid.equal_time import EqualTime
+from pipeline.grid.labels import LABELLED
 from pipeline.networks import tap_channels
 
 TEACHER = "teacher"
@@ -19,7 +20,6 @@ PARAPHRASER_FILE, REPORT_FILE = "paraphraser.pt", "summary.json"
 # Each run's checkpoints and the folders of their reports; the last proves the run done.
 REPORTS = {"model.pt": "report", "model_last.pt": "report_last"}
 # What all trainings of a grid share and a paraphraser's has too; its learning rate is its own.
-LABELLED = ("labelled_fraction", "labelled_cases", "labelled_patients", "labelled_seed")
 _SHARED_WITH_PARAPHRASER = (
     *("batch_size", "epoch_iterations", "augmentation", "precision", "cache_dir", "patients", "device"),
     *LABELLED,

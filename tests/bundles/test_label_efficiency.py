@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""label_efficiency.yaml of both bundles, with and without the file of the published data set: which runs it plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from data_prep import phantom_ct, phantom_slides
+from pipeline.errors import InputError
+from pipeline.grid import Grid
+from tests.bundles.bundle_commands import ROOT
+
+PUBLISHED = {"synapse": "chaos_mr", "gastric": "ebhi_seg"}
+STUDENT_STEPS, TEACHER_STEPS = 400, 600
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> dict[str, Path]:
+    """Return phantoms of each kind; eight scans train."""
+    folder = tmp_path_factory.mktemp("data")
+    scans, slides = folder / "scans", folder / "slides"
+    assert phantom_ct.main(["--output", str(scans), "--cases", "11", "--size", "40", "--slices", "8"]) == 0
+    assert phantom_slides.main(["--output", str(slides), "--images", "8", "--side", "128"]) == 0
+    return {"synapse": scans, "gastric": slides}
+
+
+def grid(bundle: str, dataset_dir: Path, own_data: bool, **overrides: object) -> Grid:
+    """Return the grid of the files that the header names, or of those for data of the user's own."""
+    names = ["benchmark", *([] if own_data else [PUBLISHED[bundle]]), "label_efficiency"]
+    configs = ROOT / "bundles" / bundle / "configs"
+    parser = ConfigParser(ConfigParser.load_config_files([str(configs / f"{name}.yaml") for name in names]))
+    given = {"dataset_dir": str(dataset_dir), "run_dir": "R", "bundle_root": str(configs.parent), "folds": None}
+    for key, value in (given | overrides).items():
+        parser[key] = value
+    return parser.get_parsed_content("grid")
+
+
+@pytest.mark.parametrize("own_data", [True, False])
+@pytest.mark.parametrize("bundle", PUBLISHED)
+def test_all_arms_and_amounts_take_the_same_number_of_steps(bundle, own_data, datasets):
+    """For data of the user's own, the lengths once got lost: by passes, more labels meant more steps."""
+    own = {"training::size": 32} if own_data else {}
+    steps = {}
+    for run in grid(bundle, datasets[bundle], own_data, **own).planned_runs():
+        options = run.steps[0].options
+        steps[run.name] = options["epochs"] * options["epoch_iterations"]
+        assert options["size"] == (32 if own_data else 64)
+    teachers = {name for name in steps if name.endswith("_teacher") and "mean" not in name}
+    assert {steps[name] for name in teachers} == {TEACHER_STEPS}
+    assert {steps[name] for name in steps.keys() - teachers} == {STUDENT_STEPS}
+
+
+def test_the_length_of_gastric_runs_is_one_option(datasets):
+    for own_data in (True, False):
+        runs = {run.name: run for run in grid("gastric", datasets["gastric"], own_data, epochs=20).planned_runs()}
+        assert runs["all_teacher"].steps[0].options["epochs"] == 30
+        assert runs["all_enet_alone_0"].steps[0].options["epochs"] == 20
+
+
+@pytest.mark.parametrize("bundle", PUBLISHED)
+def test_a_whole_training_that_takes_the_length_away_is_refused(bundle, datasets):
+    with pytest.raises(InputError, match=r"training has no epoch_iterations.*--training::epoch_iterations 40"):
+        grid(bundle, datasets[bundle], True, training={"size": 32, "epochs": 10}).planned_runs()
