@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.data import load_dataset
 from pipeline.distillation import needs_paraphrasers, needs_teacher
 from pipeline.grid.arms import Student, is_alone, same_but_for_time
 from pipeline.grid.equal_time import EqualTime
@@ -111,6 +113,9 @@ def plan_runs(
         folds: name to the option `patients` of its runs; None or {} is one grid with the dataset's own splits.
         recipes: all other options.
         labels: name of an amount of labels to the options that hide the others; None or {} hides none.
+
+    Raises:
+        InputError: a dataset that cannot be read, where it must tell which amounts leave cases without a label.
     """
     root = Path(run_dir)
     grids = [_Fold(root, dataset_dir, "", methods, first_seed, recipes)]
@@ -149,9 +154,15 @@ class _Fold:
         return replace(self, prefix=f"{self.prefix}{name}_", recipes=recipes, amount=amount or self.amount)
 
     def lacks_unlabelled(self, method: str) -> bool:
-        """Return whether a method is to learn from images without a label where this amount hides no label."""
+        """Return whether a method is to learn from images without a label where this amount leaves none."""
         wanted = (self.methods[method] or {}).get("unlabelled_share", 0)
-        return bool(self.amount and wanted) and not set(LABELLED) & set(self.recipes.training)
+        return bool(self.amount and wanted) and not self._has_unlabelled
+
+    @cached_property
+    def _has_unlabelled(self) -> bool:
+        """Whether training cases lack a label, by nature or because this amount hides it."""
+        chosen = {key: value for key, value in self.recipes.training.items() if key in ("patients", *LABELLED)}
+        return bool(load_dataset(self.dataset_dir, **chosen).unlabelled_cases)
 
     def run_and_what_it_needs(self, name: str, student: Student, method: str, seed: int) -> list[PlannedRun]:
         """Return the teacher, where the method needs them the paraphrasers, and the student's run, in this order."""

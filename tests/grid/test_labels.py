@@ -84,6 +84,25 @@ def test_amounts_have_teachers_of_their_own_and_no_arm_without_unlabelled_images
     assert {run.arm for run in runs.values()} == arms
 
 
+def test_a_seed_of_the_choice_hides_no_label(tmp_path):
+    """It once made the arms with unlabelled images part of the amount that has all labels."""
+    training = {"epochs": 2, "epoch_iterations": 40, "labelled_seed": 1}
+    assert names(grid(tmp_path, training=training))[-2:] == ["all_teacher", "all_enet_alone_3"]
+
+
+def test_images_that_nobody_labelled_teach_with_all_labels_too(tmp_path):
+    """Cases without a label by nature: these arms were once dropped."""
+    planned = names(grid(tmp_path, unlabelled="2"))
+    assert planned[4:] == [name.replace("few", "all") for name in planned[:4]]
+
+
+def test_a_fold_without_the_unlabelled_case_has_no_such_arm(tmp_path):
+    folds = {"with": {"validation": ["v"], "test": ["t"]}, "without": {"validation": ["v"], "test": ["t", "2"]}}
+    planned = names(grid(tmp_path, unlabelled="2", folds=folds, labels={"all": {}}))
+    assert "all_with_enet_kd_unlabelled_3" in planned
+    assert "all_without_enet_kd_unlabelled_3" not in planned
+
+
 def test_each_amount_is_compared_by_itself(tmp_path, monkeypatch):
     planned = grid(tmp_path)
     monkeypatch.setattr("pipeline.grid.grid.execute_runs", lambda *_: Outcome(done=names(planned), left=[]))
