@@ -121,6 +121,7 @@ def training_sampler(
     num_replicas: int = 1,
     rank: int = 0,
     seed: int = 0,
+    needs_labels: bool = True,
 ) -> ResumableSampler:
     """Return the sampler of a training: a plain pass over all items, or one with given shares or a given length.
 
@@ -132,6 +133,7 @@ def training_sampler(
         num_replicas: number of processes.
         rank: of this one.
         seed: of the order.
+        needs_labels: False for a training that uses no labels, where all items are alike unless shares are given.
 
     Raises:
         InputError: see `SharedBatchSampler`.
@@ -140,7 +142,8 @@ def training_sampler(
         # An incomplete last batch is dropped: several processes must have as many batches as one process.
         whole = len(dataset) >= batch_size
         return ResumableSampler(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=whole)
-    first = getattr(dataset, "unlabelled_from", len(dataset))
+    told_apart = needs_labels or unlabelled_share
+    first = getattr(dataset, "unlabelled_from", len(dataset)) if told_apart else len(dataset)
     return SharedBatchSampler(
         dataset, first, batch_size, unlabelled_share, iterations, num_replicas=num_replicas, rank=rank, seed=seed
     )

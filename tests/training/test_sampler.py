@@ -7,10 +7,12 @@ from collections import Counter
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.training import ResumableSampler, SharedBatchSampler, training_sampler
+from tests.bundles.bundle_commands import ROOT
 
 BATCH = 12
 
@@ -95,6 +97,32 @@ def test_plain_training_has_the_plain_sampler():
     assert type(sampler) is ResumableSampler
     assert sampler.drop_last
     assert not training_sampler(range(5), BATCH).drop_last
+
+
+class Half:
+    """Ten items, of which the last seven have no label."""
+
+    unlabelled_from = 3
+
+    def __len__(self) -> int:
+        return 10
+
+
+def test_a_training_without_labels_sees_all_items_whatever_its_length():
+    """Paraphrasers once saw labelled images alone where the length of an epoch was given."""
+    drawn = Counter(training_sampler(Half(), 2, iterations=5, needs_labels=False))
+    assert drawn == Counter(range(10))
+    assert set(training_sampler(Half(), 2, iterations=5)) == {0, 1, 2}
+    assert set(training_sampler(Half(), 2, needs_labels=False)) == set(range(10))
+
+
+@pytest.mark.parametrize("bundle", ["synapse", "gastric"])
+def test_paraphrasers_of_the_bundles_see_all_items(bundle):
+    files = [str(ROOT / f"bundles/{bundle}/configs/{name}.yaml") for name in ("train", "paraphrase")]
+    config = ConfigParser(ConfigParser.load_config_files(files))
+    for key, value in {"train::dataset": Half(), "batch_size": 2, "epoch_iterations": 5}.items():
+        config[key] = value
+    assert Counter(config.get_parsed_content("train::sampler")) == Counter(range(10))
 
 
 @pytest.mark.parametrize(
