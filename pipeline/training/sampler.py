@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sized
 from itertools import islice
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from pipeline.errors import InputError
+from pipeline.unlabelled import check_share
 
 
 class ResumableSampler(DistributedSampler):
@@ -55,7 +57,8 @@ class SharedBatchSampler(ResumableSampler):
 
     Raises:
         InputError: a share that leaves a batch without labelled or without unlabelled items, a number of either that
-            the processes cannot share equally, or fewer items of either than one batch needs.
+            the processes cannot share equally, fewer items of either than one batch needs, or iterations that are no
+            whole number from 1.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class SharedBatchSampler(ResumableSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
-        unlabelled = round(batch_size * unlabelled_share)
+        _check_iterations(iterations)
+        unlabelled = round(batch_size * check_share(unlabelled_share))
         if unlabelled_share and not 0 < unlabelled < batch_size:
+            enough = math.ceil(1 / min(unlabelled_share, 1 - unlabelled_share))
             raise InputError(
                 f"--unlabelled_share {unlabelled_share} of a batch of {batch_size} is {unlabelled} without a label; "
-                "choose a share that leaves at least one of each kind, or a larger --batch_size"
+                f"give --batch_size {enough} or more, or another share, so that there is at least one of each kind"
             )
         sets = {
             "labelled": (range(unlabelled_from), batch_size - unlabelled),
@@ -104,6 +109,12 @@ class SharedBatchSampler(ResumableSampler):
             for stream, (_, in_batch) in zip(streams, self._sets, strict=True):
                 first = iteration * in_batch
                 yield from stream[first + self.rank : first + in_batch : self.num_replicas]
+
+
+def _check_iterations(iterations: int | None) -> None:
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if iterations is not None and not (whole and iterations > 0):
+        raise InputError(f"--epoch_iterations is {iterations!r}; give a whole number from 1, or leave it out")
 
 
 def _shuffled(items: range, number: int, generator: torch.Generator) -> list[int]:

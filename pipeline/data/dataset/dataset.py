@@ -28,6 +28,7 @@ from pipeline.data.dataset.labelled import hide_labels, labelled_patients
 from pipeline.data.dataset.patients import split_by_patients
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
+from pipeline.unlabelled import check_share
 
 __all__ = [
     "COLOUR_SLIDE",
@@ -117,22 +118,24 @@ class Dataset:
         """Ids of the training cases without a label."""
         return [case.case for case in self.training if case.label is None]
 
-    def training_datalist(self, unlabelled: bool | None = False) -> list[dict[str, str]]:
+    def training_datalist(self, unlabelled_share: float | None = 0.0) -> list[dict[str, str]]:
         """Return the training cases with a label as `datalist` does, and after them `{"case", "image"}` of the others.
 
-        `unlabelled`: True adds the others, False leaves them out, None adds them if there are any.
+        `unlabelled_share` of each batch: 0 leaves the others out, more adds them, None adds them if there are any.
 
-        Raises `InputError` if the split has no case, no case with a label, or none without a label where it is True.
+        Raises `InputError` if the split has no case, no case with a label, or none without a label where a share of
+        them is wanted, and for a share that is no number from 0 to below 1.
         """
+        wanted = unlabelled_share is None or check_share(unlabelled_share) > 0
         where = self.folder / DATASET_FILE
         labelled = [case for case in self.training if case.label is not None]
         if self.training and not labelled:
             raise InputError(f"no training case of {where} has a label: add labels, or move labelled cases into it")
         entries = replace(self, training=tuple(labelled)).datalist("training")
-        if unlabelled is False:
+        if not wanted:
             return entries
         others = [{"case": case.case, "image": str(case.image)} for case in self.training if case.label is None]
-        if not others and unlabelled:
+        if not others and unlabelled_share:
             raise InputError(
                 f"--unlabelled_share: every training case of {where} has a label; leave it out, hide labels by "
                 "--labelled_fraction, or add cases without a label"

@@ -258,22 +258,28 @@ def test_training_cases_without_label(folder):
     assert dataset.unlabelled_cases == [unlabelled["case"]]
     labelled = dataset.training_datalist()
     assert [entry["case"] for entry in labelled] == [entry["case"] for entry in declared["training"][1:]]
-    whole = dataset.training_datalist(unlabelled=True)
+    whole = dataset.training_datalist(0.5)
     assert whole[:-1] == labelled
     assert whole[-1] == {"case": unlabelled["case"], "image": str(folder / unlabelled["image"])}
-    assert dataset.training_datalist(unlabelled=None) == whole
+    assert dataset.training_datalist(None) == whole
 
 
 def test_nothing_is_labelled_or_nothing_is_not(folder):
     dataset = load_dataset(write(folder, content()))
-    assert dataset.training_datalist(unlabelled=None) == dataset.datalist("training")
+    assert dataset.training_datalist(None) == dataset.datalist("training")
     with pytest.raises(InputError, match=r"--unlabelled_share: every training case of .* has a label"):
-        dataset.training_datalist(unlabelled=True)
+        dataset.training_datalist(0.5)
     declared = content()
     for case in declared["training"]:
         del case["label"]
     with pytest.raises(InputError, match=r"no training case of .* has a label"):
-        load_dataset(write(folder, declared)).training_datalist(unlabelled=True)
+        load_dataset(write(folder, declared)).training_datalist(0.5)
+
+
+@pytest.mark.parametrize("share", ["half", float("nan"), 1, -0.5, True])
+def test_a_share_that_is_none_is_refused(folder, share):
+    with pytest.raises(InputError, match=r"--unlabelled_share is .*; give a number from 0 to below 1"):
+        load_dataset(write(folder, content())).training_datalist(share)
 
 
 def test_unknown_split(folder):
