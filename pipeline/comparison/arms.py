@@ -22,7 +22,12 @@ TEACHER = "teacher"
 METHOD = "method"
 FEW_SEEDS = 3
 # Settings that should be equal: users get a note when arms differ in them. The other settings are what is compared.
-_MUST_AGREE = ("epochs", "size", "batch_size", "learning_rate", "weight_decay", "loss", "augmentation", "precision")
+_MUST_AGREE = (
+    *("epochs", "epoch_iterations", "size", "batch_size", "learning_rate", "weight_decay", "loss", "augmentation"),
+    *("precision", "labelled_patients"),
+)
+# Settings that a method may have in its own way; the runs of one arm must agree in them. With what runs without it had.
+_OF_AN_ARM = {"unlabelled_share": 0.0, "student_view": "same"}
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,7 @@ def _notes(arms: Sequence[Arm], teacher_hashes: set[str | None]) -> list[str]:
         )
     notes += [*_fold_notes(run), *_seed_notes(arms), *_control_notes(arms)]
     notes += [note for setting in _MUST_AGREE if (note := _setting_note(arms, setting))]
+    notes += [note for setting in _OF_AN_ARM for arm in arms if (note := _arm_note(arm, setting))]
     known = {run.model_sha256 for arm in arms for run in arm.runs}
     if teacher_hashes - known:
         missing = ", ".join(sorted(str(sha256)[:12] for sha256 in teacher_hashes - known))
@@ -284,11 +290,31 @@ def _seed_notes(arms: Sequence[Arm]) -> list[str]:
 
 def _setting_note(arms: Sequence[Arm], setting: str) -> str | None:
     """Return a note where arms, or runs of one arm, differ in a setting that should be the same for all."""
-    values = {arm.label: list(dict.fromkeys(run.recipe.get(setting) for run in arm.runs)) for arm in arms}
-    if len(Counter(str(value) for value in values.values())) == 1 and all(len(value) == 1 for value in values.values()):
+    values = {arm.label: _values(arm, setting) for arm in arms}
+    if len(Counter(map(str, values.values()))) == 1 and all(len(value) == 1 for value in values.values()):
         return None
     told = "; ".join(f"{label}: {_listed(value)}" for label, value in values.items())
     return f"The arms differ in {setting.replace('_', ' ')}: {told}."
+
+
+def _arm_note(arm: Arm, setting: str) -> str | None:
+    """Return a note where the runs of one arm differ in a setting."""
+    values = _values(arm, setting)
+    return f"The runs of {arm.label} differ in {setting.replace('_', ' ')}: {_listed(values)}." if values[1:] else None
+
+
+def _values(arm: Arm, setting: str) -> list[Any]:
+    """Return the different values of a setting in the runs of an arm, as they are told."""
+    if setting == "labelled_patients":
+        values = [" / ".join(_labelled(part.recipe.get(setting)) for part in run.parts) for run in arm.runs]
+    else:
+        values = [run.recipe.get(setting, _OF_AN_ARM.get(setting)) for run in arm.runs]
+    return list(dict.fromkeys(values))
+
+
+def _labelled(patients: Sequence[str] | None) -> str:
+    """Return labelled patients as a note tells them, "2 (p1, p7)"; None stands for all that there are."""
+    return "all" if patients is None else f"{len(patients)} ({_listed(patients)})"
 
 
 def _listed(values: Iterable[Any]) -> str:

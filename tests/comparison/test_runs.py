@@ -54,6 +54,10 @@ def varied(run: Run, **changes: Any) -> Run:
     return replace(run, recipe=recipe, **changes)
 
 
+def with_recipe(run: Run, **settings: Any) -> Run:
+    return replace(run, recipe={**run.recipe, **settings})
+
+
 class TestLabels:
     @pytest.mark.parametrize(
         ("distillation", "label"),
@@ -123,6 +127,29 @@ class TestArms:
         assert "differ in epochs: teacher FANet 0.0625: 3; ENet alone: 2" in told
         assert "ENet + kd has the seeds 0, 1, ENet alone 0." in told
         assert "differ in size" not in told
+
+    def test_other_labels_are_told(self, runs):
+        """The student alone with all labels, the other taught with those of two patients, then of one in a seed."""
+        few = {name: with_recipe(runs[name], labelled_patients=["p1", "p7"]) for name in ("teacher", "kd_0", "kd_1")}
+        told = " ".join(arrange([runs["alone"], *few.values()]).notes)
+        assert "differ in labelled patients: teacher FANet 0.0625: 2 (p1, p7); ENet alone: all; ENet + kd: 2" in told
+        seeds = [few["teacher"], few["kd_0"], with_recipe(runs["kd_1"], labelled_patients=["p7"])]
+        assert "ENet + kd: 2 (p1, p7), 1 (p7)." in " ".join(arrange(seeds).notes)
+        assert "labelled" not in " ".join(arrange(list(few.values())).notes)
+
+    def test_other_lengths_of_an_epoch_are_told(self, runs):
+        longer = with_recipe(runs["kd_0"], epoch_iterations=40)
+        assert "differ in epoch iterations: " in " ".join(arrange([runs["teacher"], runs["alone"], longer]).notes)
+
+    def test_runs_of_one_arm_agree_in_shares_and_views_and_arms_need_not(self, runs):
+        seeds = [with_recipe(runs[f"kd_{seed}"], unlabelled_share=0.5, student_view="strong") for seed in (0, 1)]
+        rest = [with_recipe(runs[name], unlabelled_share=0.0, student_view="same") for name in ("teacher", "alone")]
+        told = " ".join(arrange([*rest, *seeds]).notes)
+        assert "share" not in told.replace("share of a gap", "")
+        assert "view" not in told
+        mixed = " ".join(arrange([*rest, seeds[0], runs["kd_1"]]).notes)
+        assert "The runs of ENet + kd differ in unlabelled share: 0.5, 0.0." in mixed
+        assert "The runs of ENet + kd differ in student view: strong, same." in mixed
 
     def test_without_the_teacher_that_is_said_and_the_rest_stands(self, runs):
         comparison = arrange([runs["alone"], runs["graph"]], "My title")
