@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
@@ -177,8 +178,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def say_what_is_next(run_dir: str, dataset_dir: str, bundle_root: str, evaluator: Engine | None = None) -> None:
-    """Log where the model of a finished run is, its score in validation, and the command that scores it on the test."""
+def say_what_is_next(
+    run_dir: str,
+    dataset_dir: str,
+    bundle_root: str,
+    evaluator: Engine | None = None,
+    patients: Mapping[str, Any] | None = None,
+) -> None:
+    """Log where the model of a finished run is, its score in validation, and the command that scores it on the test.
+
+    `patients` is the option that the run was given: the test split of dataset.json may be another.
+    """
     if not distributed.is_main():
         return
     model = Path(run_dir) / "model.pt"
@@ -188,21 +198,38 @@ def say_what_is_next(run_dir: str, dataset_dir: str, bundle_root: str, evaluator
         score = f", {state.key_metric_name} {state.best_metric:.4f} in epoch {state.best_metric_epoch}"
     logger.info("model: %s%s", model, score)
     options = {"dataset_dir": dataset_dir, "checkpoint": str(model), "run_dir": str(Path(run_dir) / "report")}
-    logger.info("next, its report on the test split: %s", _command(bundle_root, "evaluate", options))
+    logger.info(
+        "next, its report on the test split: %s", _command(bundle_root, "evaluate", {**options, "patients": patients})
+    )
 
 
-def say_distillation_is_next(paraphraser: str, teacher: str, student: str, dataset_dir: str, bundle_root: str) -> None:
-    """Log the command that distils with the paraphrasers of a finished run."""
+def say_distillation_is_next(
+    paraphraser: str,
+    teacher: str,
+    student: str,
+    dataset_dir: str,
+    bundle_root: str,
+    patients: Mapping[str, Any] | None = None,
+) -> None:
+    """Log the command that distils with the paraphrasers of a finished run, on the same data.
+
+    `patients` are the options that chose patients and labels, by name.
+    """
     if not distributed.is_main():
         return
     options = {"dataset_dir": dataset_dir, "teacher": teacher, "paraphraser": paraphraser, "student": student}
-    command = _command(bundle_root, "distill", {**options, "run_dir": "NEW_FOLDER"})
+    command = _command(bundle_root, "distill", {**options, **(patients or {}), "run_dir": "NEW_FOLDER"})
     logger.info("next, the distillation: %s", command)
 
 
-def _command(bundle_root: str, overlay: str, options: Mapping[str, str]) -> str:
-    """Return the command that runs an overlay on train.yaml."""
+def _command(bundle_root: str, overlay: str, options: Mapping[str, Any]) -> str:
+    """Return the command that runs an overlay on train.yaml; options that are None or 0 are left out."""
     configs = Path(bundle_root) / "configs"
-    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items())
+    typed = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in options.items()
+        if value
+    }
+    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in typed.items())
     files = f"\"['{configs / 'train.yaml'}','{configs / f'{overlay}.yaml'}']\""
     return f"python -m monai.bundle run --config_file {files} {given}"

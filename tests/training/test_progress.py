@@ -113,6 +113,18 @@ def test_paraphrasers_end_with_the_command_that_distils(caplog):
     ]
 
 
+def test_next_commands_keep_the_choice_of_patients_and_labels(caplog):
+    patients = {"validation": ["7"], "test": ["3", "5"]}
+    few = {"patients": patients, "labelled_cases": 2, "labelled_fraction": None, "labelled_seed": 0}
+    with caplog.at_level(logging.INFO):
+        say_distillation_is_next("p.pt", "t.pt", "enet", "data", "B", few)
+        say_what_is_next("run", "data", "B", patients=patients)
+    distillation, _, report = (record.getMessage() for record in caplog.records)
+    choice = """--patients '{"validation": ["7"], "test": ["3", "5"]}'"""
+    assert distillation.endswith(f"--student enet {choice} --labelled_cases 2 --run_dir NEW_FOLDER")
+    assert report.endswith(choice)
+
+
 def test_networks_are_called_by_their_names():
     network = build_network("enet", 1, 9)
     assert module._in_words(network) == "enet (0.35 M parameters)"
