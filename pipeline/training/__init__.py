@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "checkpoints": ("BestModelSaver", "TrainingStateSaver"),
         "clock": ("TrainingClock",),
         "interruption": ("Stopped",),
+        "label_checks": ("check_needs_distillation", "tell_of_other_labels"),
         "losses": ("segmentation_loss",),
         "paraphrasing": (
             "ReconstructionLoss",
@@ -23,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "run_folder": ("check_run_folder", "record_run"),
         "sampler": ("ResumableSampler", "SharedBatchSampler", "training_sampler"),
         "schedule": ("OptimizerStepSchedule", "optimizer_steps"),
-        "trainer": ("DistillationTrainer", "autocast_dtype", "check_unlabelled_share", "trained_parameters"),
+        "trainer": ("DistillationTrainer", "autocast_dtype", "trained_parameters"),
         "validation": ("IntervalAndLastValidation",),
     },
 )

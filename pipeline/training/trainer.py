@@ -32,15 +32,6 @@ def trained_parameters(network: nn.Module, distiller: Distiller | None = None) -
     return [*network.parameters(), *adapters]
 
 
-def check_unlabelled_share(unlabelled_share: float, distiller: Distiller | None) -> None:
-    """Refuse (`InputError`) items without a label in a training that learns from labels alone."""
-    if unlabelled_share and distiller is None:
-        raise InputError(
-            "--unlabelled_share: a training without distillation learns nothing from cases without a label; name "
-            "distill.yaml too, or leave it out"
-        )
-
-
 def autocast_dtype(precision: str, device: str | torch.device) -> torch.dtype | None:
     """Return the type that a precision autocasts to on a device, None for float32.
 

@@ -23,7 +23,6 @@ from pipeline.training import (
     IntervalAndLastValidation,
     TrainingStateSaver,
     check_run_folder,
-    check_unlabelled_share,
     record_run,
     segmentation_loss,
 )
@@ -401,9 +400,3 @@ def test_what_an_augmentation_moves_in_gets_no_label_where_there_was_none():
     assert (output["label"][2:] == UNLABELLED).all()
     assert (output["label"][:2, ..., :4] == 0).all()
     assert len(loss.given[0][1]) == 2
-
-
-def test_unlabelled_share_without_distillation_is_refused():
-    with pytest.raises(InputError, match="a training without distillation learns nothing from cases without a label"):
-        check_unlabelled_share(0.5, None)
-    check_unlabelled_share(0.0, None)
