@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep import phantom_ct
+from data_prep import phantom_ct, phantom_slides
 from pipeline.data import load_dataset
 from tests.bundles.bundle_commands import assert_done, config_files, error_line, run, run_program
 
@@ -92,13 +92,37 @@ def test_unlabelled_images_do_teach(teacher, dataset_dir, tmp_path):
 def test_strong_view_paraphrasers_and_mean_teacher(teacher, dataset_dir, tmp_path):
     data = ["--dataset_dir", dataset_dir, *QUICK, *FEW, "--student", "enet"]
     taught = [*data, "--teacher", teacher / "model.pt"]
-    assert_done(run("synapse", "paraphrase", *taught, "--run_dir", tmp_path / "factors"))
+    result = run("synapse", "paraphrase", *taught, "--run_dir", tmp_path / "factors")
+    assert_done(result)
+    assert "--student enet --labelled_cases 1 --run_dir NEW_FOLDER" in result.stdout
     flow = ["--method", "graph_flow", "--paraphraser", tmp_path / "factors/paraphraser.pt", "--student_view", "strong"]
     assert_done(run("synapse", "distill", *taught, *flow, "--run_dir", tmp_path / "flow"))
     average = ["--method", "mean_teacher", "--student_view", "strong"]
     assert_done(run("synapse", "distill", *data, *average, "--run_dir", tmp_path / "average"))
     recipe = torch.load(tmp_path / "average/model.pt", weights_only=True)["extra"]["recipe"]
     assert recipe["distillation"]["teacher_sha256"] is None
+
+
+def test_a_teacher_with_fewer_labels_is_told_of(teacher, dataset_dir, tmp_path):
+    options = ["--dataset_dir", dataset_dir, "--teacher", teacher / "model.pt", "--student", "enet", *QUICK]
+    result = run("synapse", "distill", *options, "--labelled_cases", "2", "--run_dir", tmp_path / "run")
+    assert_done(result)
+    assert "the teacher learned from the labels of 1 patient, this run has those of 2 patients" in result.stdout
+
+
+def test_gastric_student_learns_from_few_labels_and_the_rest(tmp_path):
+    data = tmp_path / "tissue"
+    assert phantom_slides.main(["--output", str(data), "--images", "8", "--side", "160"]) == 0
+    few = ["--dataset_dir", data, *QUICK, "--labelled_fraction", "0.4"]
+    assert_done(run("gastric", "train", *few, "--width", "0.0625", "--run_dir", tmp_path / "teacher"))
+    taught = ["--teacher", tmp_path / "teacher/model.pt", "--student", "enet", "--method", "kd"]
+    result = run("gastric", "distill", *few, *taught, "--student_view", "strong", "--run_dir", tmp_path / "student")
+    assert_done(result)
+    assert "the teacher learned from" not in result.stdout  # the same labels
+    recipe = torch.load(tmp_path / "student/model.pt", weights_only=True)["extra"]["recipe"]
+    patients = json.loads((tmp_path / "teacher/labelled_patients.json").read_text())
+    assert (recipe["labelled_patients"], recipe["unlabelled_share"]) == (patients, 0.5)
+    assert len(patients) < len({case.patient for case in load_dataset(data).training})
 
 
 def test_3d_networks_learn_from_volumes_without_a_label(dataset_dir, tmp_path):
@@ -120,6 +144,8 @@ def test_3d_networks_learn_from_volumes_without_a_label(dataset_dir, tmp_path):
         ("train", ["--labelled_fraction", "1.5"], "--labelled_fraction is 1.5"),
         ("train", ["--labelled_cases", "7"], "--labelled_cases is 7, but 3 training cases have a label"),
         ("train", ["--labelled_cases", "1", "--unlabelled_share", "0.5"], "learns nothing from cases without a label"),
+        ("train", ["--student_view", "strong"], "--student_view strong: only a distillation gives the student another"),
+        ("paraphrase", ["--student_view", "strong"], "--student_view strong: only a distillation"),
         ("distill", ["--unlabelled_share", "0.5"], "every training case of"),
         ("distill", [*FEW, "--unlabelled_share", "1.5"], "--unlabelled_share is 1.5; give a number from 0 to below 1"),
         ("distill", [*FEW, "--unlabelled_share", "half"], "--unlabelled_share is 'half'; give a number"),
