@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from pipeline.comparison.arms import ALONE, TEACHER, Arm, Comparison, best_in_validation
 from pipeline.comparison.paired import Difference, PairedDraws, main_metric
+from pipeline.data import load_dataset
 
 MEAN_TEACHER = "mean_teacher"
 ENOUGH = 0.95  # of the student alone with all labels: labels that reach it suffice
@@ -62,10 +65,23 @@ class EfficiencyRow:
         return fmean(self.values)
 
 
-def labelled_count(comparison: Comparison) -> float | None:
-    """Return how many labelled patients the runs of a comparison learned from, the mean over folds; None for all."""
-    lists = [part.recipe.get("labelled_patients") for arm in comparison.arms for part in arm.parts]
-    return None if any(one is None for one in lists) else fmean(map(len, lists))
+def labelled_count(comparison: Comparison, dataset_dir: str | os.PathLike[str] | None = None) -> float | None:
+    """Return how many labelled patients the runs of a comparison learned from, the mean over folds; None for all.
+
+    All are those whom `dataset_dir` has labels of: cases that nobody labelled are not hidden.
+    """
+    recipes = [part.recipe for arm in comparison.arms for part in arm.parts]
+    lists = [recipe.get("labelled_patients") for recipe in recipes]
+    if any(one is None for one in lists):
+        return None
+    if dataset_dir is not None and lists == [_labelled_in(dataset_dir, recipe.get("patients")) for recipe in recipes]:
+        return None
+    return fmean(map(len, lists))
+
+
+def _labelled_in(dataset_dir: str | os.PathLike[str], patients: Mapping[str, Any] | None) -> list[str]:
+    """Return the patients of a dataset, or of a fold of it, whose training cases have a label."""
+    return load_dataset(dataset_dir, patients=patients).labelled_patients
 
 
 def efficiency_rows(amounts: Sequence[Amount]) -> list[EfficiencyRow]:

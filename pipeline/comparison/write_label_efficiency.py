@@ -55,7 +55,7 @@ def write_label_efficiency(
     for name, runs in amounts.items():
         write_comparison(runs, folder / name, dataset_dir, f"{dataset.name}: {name.replace('_', ' ')} of the labels")
         _, comparison = matched(dataset, str(dataset_dir), arrange(read_runs(runs)))
-        compared.append(Amount(name, labelled_count(comparison), comparison))
+        compared.append(Amount(name, labelled_count(comparison, dataset_dir), comparison))
     rows = efficiency_rows(compared)
     tables = [_table(student, rows) for student in dict.fromkeys(row.student for row in rows)]
     picture = draw_label_curves(rows, folder / FIGURES)

@@ -4,35 +4,51 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.comparison import arrange, read_runs
+from pipeline.comparison import Comparison, arrange, read_runs
 from pipeline.comparison.label_efficiency import Amount, efficiency_rows, labelled_count, verdict
 from pipeline.comparison.pictures.label_curves import draw_label_curves
 from pipeline.comparison.write_label_efficiency import write_label_efficiency
 from tests.comparison.run_folders import make_scan_run, taught_by
+from tests.grid.test_labels import dataset
 
 
 def dice(value: float) -> dict[str, dict[str, float]]:
     return {f"case{number}": {"liver": value + 0.01 * number} for number in range(6)}
 
 
-def amount(folder: Path, name: str, few: bool, values: dict[str, float]) -> Amount:
+def with_labels(comparison: Comparison, patients: list[str] | None, fold: dict | None = None) -> Comparison:
+    """Return a comparison whose runs had the labels of some patients of a fold."""
+    told = {"labelled_patients": patients, "patients": fold}
+    arms = [
+        replace(arm, runs=tuple(replace(run, recipe={**run.recipe, **told}) for run in arm.runs))
+        for arm in comparison.arms
+    ]
+    return replace(comparison, arms=tuple(arms))
+
+
+def amount(
+    folder: Path, name: str, few: bool, values: dict[str, float], validation: dict[str, float] | None = None
+) -> Amount:
     """Return an amount of labels with a teacher and arms of two seeds, each 0.02 apart; one patient, or all."""
     labelled = {"labelled_patients": ["p1"] if few else None}
     teacher = make_scan_run(folder / name / "teacher", dice(values["teacher"]), network="mobile_unet", **labelled)
     runs = [teacher]
     for arm, taught in (
         ("alone", None),
+        ("alone_balanced", None),
         ("mean_teacher", {**taught_by("none"), "teacher_sha256": None, "method": "mean_teacher"}),
         ("kd", taught_by(teacher)),
     ):
         for seed in (0, 1) if arm in values else ():
             run = folder / name / f"{arm}{seed}"
             scores = dice(values[arm] + 0.02 * seed)
-            make_scan_run(run, scores, seed=seed, arm=arm, distillation=taught, validation=values[arm], **labelled)
+            score = (validation or values).get(arm, values[arm])
+            make_scan_run(run, scores, seed=seed, arm=arm, distillation=taught, validation=score, **labelled)
             runs.append(run)
     comparison = arrange(read_runs(runs))
     return Amount(name, labelled_count(comparison), comparison)
@@ -88,6 +104,43 @@ def test_labels_of_amounts(amounts):
 
 def test_nothing_is_a_share_of_all_where_nobody_had_all(amounts):
     assert all(row.share_of_all is None for row in efficiency_rows(amounts[:1]))
+
+
+def test_cases_that_nobody_labelled_are_not_hidden(amounts, tmp_path):
+    """By hand: patients 1, 2 and 3 train, 2 has no label; all labels are those of 1 and 3."""
+    folder = dataset(tmp_path / "data", unlabelled="2")
+    for patients, count in ((["1", "3"], None), (["1"], 1), (None, None)):
+        assert labelled_count(with_labels(amounts[0].comparison, patients), folder) == count
+    assert labelled_count(with_labels(amounts[0].comparison, ["1", "3"])) == 2  # where no dataset tells
+
+
+def test_all_labels_of_a_fold_are_those_of_its_training(amounts, tmp_path):
+    folder = dataset(tmp_path / "data", unlabelled="2")
+    fold = {"validation": ["v"], "test": ["3"]}
+    assert labelled_count(with_labels(amounts[0].comparison, ["1", "t"], fold), folder) is None
+    assert labelled_count(with_labels(amounts[0].comparison, ["1"], fold), folder) == 1
+
+
+def test_the_control_is_the_one_that_is_better_in_validation(tmp_path):
+    """The balanced student is worse in the test by 0.05, but better in validation."""
+    values = {"teacher": 0.5, "alone": 0.3, "alone_balanced": 0.25, "mean_teacher": 0.4, "kd": 0.45}
+    one = amount(tmp_path, "1_patient", True, values, validation={"alone": 0.3, "alone_balanced": 0.35})
+    rows = {row.arm.label: row for row in efficiency_rows([one])}
+    assert list(rows) == [
+        *("teacher Mobile U-Net", "ENet alone", "ENet mean_teacher", "ENet alone_balanced", "ENet + kd"),
+    ]
+    assert rows["ENet + kd"].over_control.value == pytest.approx(0.2)
+    assert rows["ENet + kd"].over_mean_teacher.value == pytest.approx(0.05)
+    assert "(+0.200 over the student alone)" in verdict(list(rows.values()))
+
+
+def test_the_caption_has_the_figures_of_the_paper(amounts, tmp_path):
+    """FANet, and Mobile U-Net alone and taught on all cases, with 2 and with 18 labelled cases."""
+    caption = draw_label_curves(efficiency_rows(amounts), tmp_path).caption
+    assert "with 2, 6, 10, 14, 18 labelled cases: teacher .383, .628, .723, .760, .795;" in caption
+    assert "Mobile U-Net .262, .515, .613, .678, .733;" in caption
+    assert "on all cases .441, .627, .724, .743, .787" in caption
+    assert "longer trainings" in caption
 
 
 def test_figure_is_drawn_alike_twice(amounts, tmp_path):
