@@ -10,7 +10,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pipeline.errors import InputError
 from pipeline.training import ResumableSampler, Stopped
-from tests.training.tiny_run import ITERATIONS, differences, loader, make_run, signal_at, whole_state
+from tests.training.tiny_run import (
+    ITERATIONS,
+    differences,
+    half_labelled_loader,
+    loader,
+    make_run,
+    signal_at,
+    whole_state,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +82,20 @@ def test_distillation_stopped_again_and_again(tmp_path):
     assert differences(expected, resumed(tmp_path / "last.pt", distilled=True)) == []
 
 
-def test_half_labelled_run_stopped_again_and_again(tmp_path):
-    """Shared batches, strong views of the student, a distillation."""
-    options = {"distilled": True, "half_labelled": True}
-    make_run(tmp_path / "straight.pt", **options)[0].run()
+@pytest.mark.parametrize("sets", [(ITERATIONS, ITERATIONS, 2), (2, 6, 4), (3, 6, 4), (6, 3, 4)])
+def test_half_labelled_run_stopped_again_and_again(sets, tmp_path):
+    """Shared batches, strong views of the student, a distillation; the smaller set is passed again, amid a batch too.
+
+    The sets: labelled items, others, and how many of both a batch has.
+    """
+
+    def options() -> dict:
+        return {"distilled": True, "half_labelled": half_labelled_loader(*sets)}
+
+    make_run(tmp_path / "straight.pt", **options())[0].run()
     for where in (1, 2, "validation", 5, 7):
-        stopped(tmp_path / "last.pt", where, **options)
-    assert differences(whole_state(tmp_path / "straight.pt"), resumed(tmp_path / "last.pt", **options)) == []
+        stopped(tmp_path / "last.pt", where, **options())
+    assert differences(whole_state(tmp_path / "straight.pt"), resumed(tmp_path / "last.pt", **options())) == []
 
 
 def test_stopped_between_two_halves_of_an_accumulated_step(tmp_path):

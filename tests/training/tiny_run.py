@@ -45,12 +45,12 @@ class TinyNetwork(nn.Module):
         return nn.functional.interpolate(self.head(features), size=images.shape[-2:])
 
 
-def half_labelled_loader(size: int = 64) -> DataLoader:
-    """Return batches of a labelled and an unlabelled item."""
-    items = loader(2 * ITERATIONS, size).dataset
-    for item in items[ITERATIONS:]:
+def half_labelled_loader(labelled: int = ITERATIONS, others: int = ITERATIONS, batch_size: int = 2) -> DataLoader:
+    """Return batches of as many labelled as unlabelled items."""
+    items = loader(labelled + others).dataset
+    for item in items[labelled:]:
         item["label"] = torch.full_like(item["label"], UNLABELLED)
-    return DataLoader(items, batch_size=2, sampler=SharedBatchSampler(items, ITERATIONS, 2, 0.5))
+    return DataLoader(items, batch_size=batch_size, sampler=SharedBatchSampler(items, labelled, batch_size, 0.5))
 
 
 def loader(count: int = 2 * ITERATIONS, size: int = 64, shuffle: bool = True) -> DataLoader:
@@ -65,13 +65,13 @@ def make_run(
     epochs: int = 3,
     resume: bool | str = False,
     distilled: bool = False,
-    half_labelled: bool = False,
+    half_labelled: DataLoader | None = None,
     **options: Any,
 ) -> tuple[DistillationTrainer, SupervisedEvaluator]:
     """Return trainer and evaluator of a run as a bundle's config builds them."""
     torch.manual_seed(0)
     network, teacher = TinyNetwork(), TinyNetwork()
-    batches = half_labelled_loader() if half_labelled else loader()
+    batches = loader() if half_labelled is None else half_labelled
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs * ITERATIONS, power=0.9)
     settings = {"adversarial": 0.1, "adversarial_kind": "hinge"}
@@ -96,7 +96,7 @@ def make_run(
         loss_function=segmentation_loss("ce"),
         distiller=build_distiller("graph_flow", teacher, network, 2, 9, settings=settings) if distilled else None,
         augmentation=SliceAugmentation("affine", seed=0),
-        student_view=StudentView("strong") if half_labelled else None,
+        student_view=None if half_labelled is None else StudentView("strong"),
         **options,
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, _step_once_the_optimizer_did, schedule)
