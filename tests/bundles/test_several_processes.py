@@ -74,6 +74,20 @@ def test_training_ends_with_the_weights_and_metric_of_one_process(scans, tmp_pat
     assert first == pytest.approx(second, abs=1e-5)
 
 
+def test_few_labels_end_with_the_weights_of_one_process(scans, tmp_path):
+    """One of three patients has a label; each process has as many labelled and unlabelled slices."""
+    student = "{'name': 'monai.networks.nets.UNet', 'channels': [8, 16], 'strides': [2], 'norm': None}"
+    options = ["--dataset_dir", scans, "--teacher", untrained(tmp_path / "teacher.pt", scans, size=64)]
+    options += ["--student", student, "--method", "kd", "--labelled_cases", "1", "--loss", "dice_ce"]
+    options += ["--batch_size", "4", "--augmentation", "none", "--epochs", "1", "--epoch_iterations", "6"]
+    for count in (1, 2):
+        assert_done(run_as(count, "synapse", "distill", *options, "--run_dir", tmp_path / str(count)))
+    assert_same_state(tmp_path / "1", tmp_path / "2")
+    lists = [json.loads((tmp_path / str(count) / "labelled_patients.json").read_text()) for count in (1, 2)]
+    assert lists[0] == lists[1]
+    assert len(lists[0]) == 1
+
+
 @pytest.mark.parametrize("bundle", ["synapse", "gastric"])
 def test_paraphrase_and_distill_do_what_one_process_does(bundle, scans, slides, tmp_path):
     data = scans if bundle == "synapse" else slides
