@@ -19,6 +19,7 @@ from pipeline.distillation.methods.dkd import DecoupledLoss
 from pipeline.distillation.methods.kd import KnowledgeDistillationLoss
 from pipeline.distillation.methods.logit_std import StandardisedLogits, standardised_logits
 from pipeline.errors import InputError
+from pipeline.unlabelled import UNLABELLED
 from tests.distillation.tiny_pair import equal_pair, tiny_batch, tiny_pair, views
 
 TERMS = {
@@ -43,6 +44,21 @@ def pixels(*probabilities: tuple[float, ...]) -> torch.Tensor:
 def row(*values: int) -> torch.Tensor:
     """Return a label (1, 1, 1, N)."""
     return torch.tensor(values)[None, None, None]
+
+
+# --- kd ---------------------------------------------------------------------------------------------------------------
+
+
+def test_kd_with_a_confidence_by_hand():
+    """Teacher (.9, .1) and (.6, .4), student (.5, .5): unsure of the second pixel, which counts with a label."""
+    teacher, student = pixels((0.9, 0.1), (0.6, 0.4)), pixels((0.5, 0.5), (0.5, 0.5))
+    first, second = 0.9 * log(1.8) + 0.1 * log(0.2), 0.6 * log(1.2) + 0.4 * log(0.8)
+    loss = KnowledgeDistillationLoss(temperature=1, balance=0, confidence=0.8)
+    assert float(loss(student, teacher, row(UNLABELLED, UNLABELLED))) == pytest.approx(first / 2)  # the mean of both
+    assert float(loss(student, teacher, row(UNLABELLED, 1))) == pytest.approx((first + second) / 2)
+    assert float(loss(student, teacher)) == pytest.approx((first + second) / 2)  # no labels, no unlabelled pixels
+    all_count = KnowledgeDistillationLoss(temperature=1, balance=0)
+    assert float(all_count(student, teacher, row(UNLABELLED, UNLABELLED))) == pytest.approx((first + second) / 2)
 
 
 # --- cwd --------------------------------------------------------------------------------------------------------------
