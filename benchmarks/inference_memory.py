@@ -60,6 +60,7 @@ def write_scan(path: Path, slices: int) -> None:
     header.set_data_dtype(np.int16)
     header.set_data_shape((SIDE, SIDE, slices))
     header.set_sform(np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0]), code="scanner")
+    header.set_zooms(SPACING_MM)  # MONAI distrusts an affine that these contradict
     header["vox_offset"], header["magic"] = 352, b"n+1"
     random = np.random.default_rng(0)
     x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE), indexing="ij")

@@ -45,6 +45,7 @@ def write_phantom(path: Path, slices: int) -> None:
     header.set_data_dtype(np.int16)
     header.set_data_shape((SIDE, SIDE, slices))
     header.set_sform(np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0]), code="scanner")
+    header.set_zooms(SPACING_MM)  # MONAI distrusts an affine that these contradict
     header["vox_offset"], header["magic"] = 352, b"n+1"
     with gzip.open(path, "wb", compresslevel=1) as stream:
         stream.write(header.binaryblock + bytes(4))

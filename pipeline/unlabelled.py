@@ -7,17 +7,8 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import InputError
-
 # Label maps are uint8, and classes count from 0 to 254 at most: this value is none of them.
 UNLABELLED = 255
-
-
-def check_share(share: Any) -> float:
-    """Return a share of unlabelled items in each batch if it is a number from 0 to below 1; `InputError` otherwise."""
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise InputError(f"--unlabelled_share is {share!r}; give a number from 0 to below 1, such as 0.5")
-    return share
 
 
 def labelled_items(labels: torch.Tensor) -> torch.Tensor:

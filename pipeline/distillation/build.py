@@ -148,8 +148,8 @@ def _built(
             names |= module.weights.keys()
             part = part if part not in built else f"{name}_{part}"
             built[part], schedules[part], groups[part] = module, term.schedule, name
-            if module.share is not None:
-                schedules[part], groups[part] = replace(term.schedule, share=module.share), f"{name}: {part}"
+            if module.gradient_share is not None:
+                schedules[part], groups[part] = replace(term.schedule, share=module.gradient_share), f"{name}: {part}"
     return built, schedules, groups
 
 

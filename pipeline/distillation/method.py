@@ -110,7 +110,7 @@ class DistillationMethod(nn.Module):
     one process if the terms are means over images. A method that relates images or sums over them sets
     `needs_global_batch = True`; each process then calls it on the batch of all. A method that compares the student with
     something other than the teacher sets `needs_teacher = False`. If no method needs the teacher, it does not run.
-    A part of a method that holds a share of the gradient for itself (see `Schedule`) has it as `share`.
+    A part of a method that holds a share of the gradient for itself (see `Schedule`) has it as `gradient_share`.
 
     Items without a label have `pipeline.unlabelled.UNLABELLED` in `labels`. A method that needs the class of a pixel
     takes the teacher's likeliest class there (`pipeline.class_balance.known_classes`).
@@ -118,7 +118,7 @@ class DistillationMethod(nn.Module):
 
     needs_global_batch: bool = False
     needs_teacher: bool = True
-    share: float | None = None
+    gradient_share: float | None = None
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()

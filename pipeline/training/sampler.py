@@ -10,8 +10,8 @@ from itertools import islice
 import torch
 from torch.utils.data import DistributedSampler
 
+from pipeline.data.dataset.labelled import check_share
 from pipeline.errors import InputError
-from pipeline.unlabelled import check_share
 
 
 class ResumableSampler(DistributedSampler):

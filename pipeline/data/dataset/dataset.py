@@ -24,11 +24,10 @@ from pipeline.data.dataset.declaration import (
     read_declaration,
 )
 from pipeline.data.dataset.intensity import IntensityRule
-from pipeline.data.dataset.labelled import hide_labels, labelled_patients
+from pipeline.data.dataset.labelled import check_share, hide_labels, labelled_patients
 from pipeline.data.dataset.patients import split_by_patients
 from pipeline.errors import InputError
 from pipeline.files.atomic import write_json
-from pipeline.unlabelled import check_share
 
 __all__ = [
     "COLOUR_SLIDE",

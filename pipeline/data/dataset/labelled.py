@@ -18,6 +18,13 @@ from pipeline.errors import InputError
 LABELLED_FILE = "labelled_patients.json"
 
 
+def check_share(share: Any) -> float:
+    """Return a share of unlabelled items in each batch if it is a number from 0 to below 1; `InputError` otherwise."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise InputError(f"--unlabelled_share is {share!r}; give a number from 0 to below 1, such as 0.5")
+    return share
+
+
 def hide_labels(
     cases: Sequence[Case],
     number: int | None = None,

@@ -67,5 +67,5 @@ def build_adversary(
     weight, share = weight_and_share(method, setting, strength)
     check_adversary(method, setting, pair)
     adversary = AdversarialDistillation(Discriminator(pair.out_channels), pair.total_steps, weight, kind)
-    adversary.share = share
+    adversary.gradient_share = share
     return adversary

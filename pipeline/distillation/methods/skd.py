@@ -178,5 +178,5 @@ def build_skd(
         methods["skd_adversary"] = HolisticDistillation(
             Discriminator(pair.out_channels), pair.total_steps, weight * holistic_weight, adversarial_kind
         )
-        methods["skd_adversary"].share = share
+        methods["skd_adversary"].gradient_share = share
     return methods
