@@ -149,7 +149,8 @@ def verdict(rows: Sequence[EfficiencyRow]) -> str:
 def _told(first: EfficiencyRow, amounts: Sequence[EfficiencyRow]) -> list[str]:
     """Return the sentences about an arm: `first` with the fewest labels, `amounts` with all that it was trained on."""
     metric = main_metric(first.amount.comparison.kind).title
-    change = f"{first.over_control.value:+.3f} over the student alone"
+    control = _control(first.amount.comparison, first.student)
+    change = f"{first.over_control.value:+.3f} over {control.label}"
     if first.over_control.includes_zero is not False:
         change += ", which is not significant"
     sentences = [f"With {first.amount.label}, {first.arm.label} has {metric} {first.mean:.3f} ({change})."]

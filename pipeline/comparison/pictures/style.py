@@ -24,7 +24,7 @@ _MARKERS = ("s", "D", "^", "v", "P", "X", "h")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _HATCHES = ("//", "\\\\", "xx", "..", "++")
 # Marker, line and hatch of the student alone, and of further ways to train it without a teacher.
-_ALONE = (("o", (0, (4, 2)), ""), ("p", (0, (1, 1)), "||"), ("8", (0, (8, 2)), "--"), ("<", (0, (2, 4)), "oo"))
+_ALONE = (("o", (0, (4, 2)), ""), ("p", (0, (1, 1)), "||"), ("<", (0, (8, 2)), "--"), ("8", (0, (2, 4)), "oo"))
 _BLACK, _GREY = "#000000", "#6E6E6E"
 PNG_DPI = 150
 _SETTINGS = {
