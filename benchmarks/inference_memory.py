@@ -54,18 +54,23 @@ PREPROCESSING = [  # that of the Synapse bundle
 ]
 
 
-def write_scan(path: Path, slices: int) -> None:
-    """Write the scan slice by slice, so that making it takes no memory."""
+def scan_header(slices: int) -> bytes:
+    """Return what a `.nii` file begins with: int16 voxels, stored LPS so that every slice must be turned."""
     header = nib.Nifti1Header()
     header.set_data_dtype(np.int16)
     header.set_data_shape((SIDE, SIDE, slices))
     header.set_sform(np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0]), code="scanner")
     header.set_zooms(SPACING_MM)  # MONAI distrusts an affine that these contradict
     header["vox_offset"], header["magic"] = 352, b"n+1"
+    return header.binaryblock + bytes(4)
+
+
+def write_scan(path: Path, slices: int) -> None:
+    """Write the scan slice by slice, so that making it takes no memory."""
     random = np.random.default_rng(0)
     x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE), indexing="ij")
     with gzip.open(path, "wb", compresslevel=1) as stream:
-        stream.write(header.binaryblock + bytes(4))
+        stream.write(scan_header(slices))
         for _ in range(slices):
             body = np.where(x**2 + 1.8 * y**2 < 0.8, 40.0, -1000.0) + random.normal(0, 20, (SIDE, SIDE))
             stream.write(body.astype("<i2").tobytes(order="F"))

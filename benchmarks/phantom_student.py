@@ -10,13 +10,12 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.inference_memory import CLASSES, SIDE, SPACING_MM
+from benchmarks.inference_memory import CLASSES, SIDE, scan_header
 from pipeline.data import CT_WINDOW, resize_images
 from pipeline.networks import build_network
 
@@ -41,14 +40,8 @@ def phantom_slice(random: np.random.Generator, side: int = SIDE) -> tuple[np.nda
 def write_phantom(path: Path, slices: int) -> None:
     """Write a scan of such slices, int16, stored LPS so that every slice must be turned."""
     random = np.random.default_rng(0)
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header.set_data_shape((SIDE, SIDE, slices))
-    header.set_sform(np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0]), code="scanner")
-    header.set_zooms(SPACING_MM)  # MONAI distrusts an affine that these contradict
-    header["vox_offset"], header["magic"] = 352, b"n+1"
     with gzip.open(path, "wb", compresslevel=1) as stream:
-        stream.write(header.binaryblock + bytes(4))
+        stream.write(scan_header(slices))
         for _ in range(slices):
             image, _ = phantom_slice(random)
             stream.write(np.flip(image, (0, 1)).astype("<i2").tobytes(order="F"))

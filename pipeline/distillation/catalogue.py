@@ -2,11 +2,10 @@
 """Every method of distillation by name: what builds it for a pair of networks.
 
 Default weights are set by gradients, since the value of a loss does not tell how strongly it acts on the student. Each
-term was given a share of about 0.1 to 2 of the gradient of the segmentation loss (`gradient_shares.py`), most of them
-0.2 to 1. With two classes, the second term of dkd has no gradient. The shares were measured with earlier weights, and
-a share grows with its weight. They are medians over three students at steps 0, 100 and 300, on CHAOS MR and on
-EBHI-Seg: `python -m benchmarks.gradient_shares --dataset D --teacher model.pt --steps 0,100,300`. `kd` is the
-exception: its shares of 2.5 and 1.4 belong to the form that was compared.
+term was given a share of about 0.1 to 2 of the gradient of the segmentation loss (`gradient_shares.py`) on CHAOS MR and
+on EBHI-Seg. With today's weights, most terms have 0.1 to 1.1 on EBHI-Seg, see docs/results.md. With two classes, the
+second term of dkd has no gradient. Shares are medians over three students at steps 0, 100 and 300: `python -m
+benchmarks.gradient_shares --dataset D --teacher model.pt`.
 """
 
 from __future__ import annotations
