@@ -6,7 +6,6 @@ A config lists them, `model.pt` keeps the list as plain data, and inference runs
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import CastToTyped, Compose, Invertd, LoadImaged, MapTransform, Randomizable, Transform
-from monai.transforms.utils import allow_missing_keys_mode
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
@@ -84,6 +82,8 @@ class ScaleIntensityByRuled(MapTransform):
 class Preprocessing(Compose):
     """Deterministic dictionary transforms of `image`, and of `label` where there is one, with their description.
 
+    A case may lack `label`: transforms of that key leave out what is missing. Threads may share the preprocessing.
+
     Args:
         transforms: as MONAI's `Compose` takes them.
         description: of each as plain data, as `pipeline.described.describe` gives it.
@@ -95,17 +95,20 @@ class Preprocessing(Compose):
     def __init__(self, transforms: Sequence[Any], description: Iterable[Mapping[str, Any]]) -> None:
         super().__init__(list(transforms))
         self.description = [dict(one) for one in description]
-        self._keyed = tuple(one for one in self.flatten().transforms if isinstance(one, MapTransform))
-        random = [type(one).__name__ for one in self.flatten().transforms if isinstance(one, Randomizable)]
+        steps = self.flatten().transforms
+        random = [type(one).__name__ for one in steps if isinstance(one, Randomizable)]
         if random:
             raise InputError(f"preprocessing has {', '.join(random)}, which is random; put it into the augmentation")
+        # Not by MONAI's allow_missing_keys_mode around a call: threads share the transforms, and the first to leave it
+        # would take the leave from the others.
+        for one in steps:
+            if isinstance(one, MapTransform) and LABEL in one.keys:
+                one.allow_missing_keys = True
 
     def __call__(self, data: Mapping[Hashable, Any], *args: Any, **kwargs: Any) -> dict[Hashable, Any]:
         """Return the preprocessed data; what a transform raises arrives as `InputError`."""
         try:
-            complete = LABEL in data or not self._keyed
-            with contextlib.nullcontext() if complete else allow_missing_keys_mode(self._keyed):
-                return _with_label_as_image(super().__call__(data, *args, **kwargs))
+            return _with_label_as_image(super().__call__(data, *args, **kwargs))
         except Exception as error:  # MONAI wraps whatever a transform raises
             cause = find_input_error(error)
             if cause is None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     Flipd,
+    MapTransform,
     OneOf,
     RandFlipd,
     RandGaussianNoised,
@@ -173,6 +176,27 @@ class TestPreprocessing:
         }
         assert torch.equal(preprocessing(entry)["label"][0].as_tensor(), label.flip(0))
         assert set(preprocessing({"image": entry["image"]})) == {"image"}
+
+    def test_threads_that_lack_a_label_do_not_disturb_each_other(self):
+        second_is_inside, first_is_done = threading.Event(), threading.Event()
+
+        class Wait(MapTransform):
+            """Holds the first thread until the second is here, and the second until the first is done."""
+
+            def __call__(self, data):
+                if data["image"].sum() == 0:
+                    assert second_is_inside.wait(30)
+                else:
+                    second_is_inside.set()
+                    assert first_is_done.wait(30)
+                return dict(data)
+
+        preprocessing = Preprocessing([Wait("image"), Flipd(["image", "label"])], [])
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(preprocessing, {"image": torch.zeros(1, 2, 2)})
+            first.add_done_callback(lambda _: first_is_done.set())
+            second = threads.submit(preprocessing, {"image": torch.ones(1, 2, 2)})
+        assert set(first.result()) == set(second.result()) == {"image"}
 
     def test_tiles_are_scaled_alone(self):
         tile = torch.tensor([[[0.0, 51.0, 255.0]]])
