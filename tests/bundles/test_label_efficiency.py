@@ -14,7 +14,7 @@ from pipeline.grid import Grid
 from tests.bundles.bundle_commands import ROOT
 
 PUBLISHED = {"synapse": "chaos_mr", "gastric": "ebhi_seg"}
-STUDENT_STEPS, TEACHER_STEPS = 400, 600
+STUDENT_STEPS, TEACHER_STEPS = {"synapse": 1600, "gastric": 400}, 600
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_all_arms_and_amounts_take_the_same_number_of_steps(bundle, own_data, da
         assert options["size"] == (32 if own_data else 64)
     teachers = {name for name in steps if name.endswith("_teacher") and "mean" not in name}
     assert {steps[name] for name in teachers} == {TEACHER_STEPS}
-    assert {steps[name] for name in steps.keys() - teachers} == {STUDENT_STEPS}
+    assert {steps[name] for name in steps.keys() - teachers} == {STUDENT_STEPS[bundle]}
 
 
 def test_the_length_of_gastric_runs_is_one_option(datasets):
