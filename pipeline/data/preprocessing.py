@@ -99,8 +99,8 @@ class Preprocessing(Compose):
         random = [type(one).__name__ for one in steps if isinstance(one, Randomizable)]
         if random:
             raise InputError(f"preprocessing has {', '.join(random)}, which is random; put it into the augmentation")
-        # Not by MONAI's allow_missing_keys_mode around a call: threads share the transforms, and the first to leave it
-        # would take the leave from the others.
+        # MONAI's allow_missing_keys_mode around each call would not do: threads share the transforms, and the first to
+        # end would set them back while the others still run.
         for one in steps:
             if isinstance(one, MapTransform) and LABEL in one.keys:
                 one.allow_missing_keys = True
