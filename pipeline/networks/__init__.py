@@ -20,5 +20,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "architectures.paraphraser": ("Paraphraser",),
         "saved_model": ("SavedModel", "check_can_be_saved", "load_model", "save_model", "to_device", "unwrapped"),
         "shapes": ("FeatureMap", "distinct", "feature_maps"),
+        "training_form": ("for_training",),
     },
 )
