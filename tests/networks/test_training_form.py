@@ -51,7 +51,8 @@ def test_trains_like_the_network_as_built(name):
 def test_own_networks_keep_their_weights_with_channels_last():
     network = for_training(build_network("mobile_unet"), "cpu")
     weights = [weight for weight in network.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
-    assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
 def test_networks_of_others_stay_as_they_are():
