@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equal wall-clock: as many epochs as fit in the time that another training took."""
+"""Equal time: as many epochs as fit in the time that another training took."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ class EqualTime:
     def epochs(self) -> int:
         """Return epochs of `alike` x seconds of `as_long_as` / seconds of `alike`, rounded, and one at least.
 
-        Both runs are done, so that it is the same number whenever it is asked for.
+        The seconds are those that the cores worked where both runs tell them, which is on a CPU: programs beside a run
+        do not lengthen it so. Otherwise they are those of the wall-clock. Both runs are done, so that it is the same
+        number whenever it is asked for.
         """
         given, mine = _time(self.as_long_as), _time(self.alike)
-        return max(1, round(mine["epochs"] * given["seconds"] / mine["seconds"]))
+        seconds = "cpu_seconds" if "cpu_seconds" in given.keys() & mine.keys() else "seconds"
+        return max(1, round(mine["epochs"] * given[seconds] / mine[seconds]))
 
 
 def _time(folder: Path) -> dict[str, float]:

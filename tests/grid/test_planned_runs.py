@@ -175,6 +175,10 @@ def test_equal_time_by_hand(tmp_path):
     assert training.final_options() == {**training.options, "epochs": 50}
     (runs["enet_flow_4"].folder / "time.json").write_text('{"epochs": 20, "seconds": 0.1}')
     assert training.final_options()["epochs"] == 1  # none would be no training
+    for name, seconds in (("enet_alone_4", 50.0), ("enet_flow_4", 75.0)):  # what the cores worked goes first
+        told = f'{{"epochs": 20, "seconds": 9.0, "cpu_seconds": {seconds}}}'
+        (runs[name].folder / "time.json").write_text(told)
+    assert training.final_options()["epochs"] == 30
     (runs["enet_flow_4"].folder / "time.json").unlink()
     with pytest.raises(InputError, match="enet_flow_4 does not tell how long"):
         training.final_options()
