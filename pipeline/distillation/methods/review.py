@@ -10,6 +10,10 @@ Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.
 
 The levels of the hierarchical context loss, the last line: the map as it is, w = 1, then the means over 4, 2 and 1
 regions per axis, each with half the weight of the one before. Levels no smaller than the map are left out.
+On a tenth of EBHI-Seg, ENet with kd and this at a share of 0.3 had a mean IoU of 0.732, where it has 0.705 with kd and
+0.678 alone (two seeds); on CHAOS MR a Dice of 0.719, with kd 0.697 and alone 0.683 (one seed). Other students were not
+tried. See docs/results.md.
+
 The formula fits dense prediction as it is. The authors add up the taps, we take the mean. All c, d and e train beside
 the student.
 """
