@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From phantoms to a distilled student, its reports, a segmented scan and a segmented slide: the README's commands.
-# Sizes are for two CPU cores, on which two commands run side by side; METHOD=graph_flow distills by another method.
+# Sizes are for two CPU cores, on which two commands run side by side; METHOD=graph_flow distills by another method than
+# distill.yaml's own terms.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296
 export OMP_NUM_THREADS=1
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-METHOD=${METHOD:-kd}
+METHOD=${METHOD:-}
 OUT=outputs/demo
 SLIDES=$OUT/slides
 rm -rf $OUT
@@ -41,11 +42,12 @@ together() {
 distill() {
   local kind=$1 folder=$2 student=$3 how=()
   shift 3
+  [ -z "$METHOD" ] || how=(--method "$METHOD")
   if [ "$METHOD" = graph_flow ]; then
     bundle "$kind" paraphrase --dataset_dir $folder/data --batch_size 8 --epochs 10 --student "$student" --teacher $folder/teacher/model.pt --run_dir $folder/paraphraser
-    how=(--paraphraser $folder/paraphraser/paraphraser.pt)
+    how+=(--paraphraser $folder/paraphraser/paraphraser.pt)
   fi
-  bundle "$kind" distill --dataset_dir $folder/data --method "$METHOD" ${how[@]+"${how[@]}"} --student "$student" --teacher $folder/teacher/model.pt "$@" --run_dir $folder/distilled
+  bundle "$kind" distill --dataset_dir $folder/data ${how[@]+"${how[@]}"} --student "$student" --teacher $folder/teacher/model.pt "$@" --run_dir $folder/distilled
 }
 
 # Both students have the same network, loss, steps, rate and seed: they differ by the distillation alone.
@@ -83,7 +85,7 @@ together scans tissue
 say "2/6 scans: the teacher, a U-Net, and the student by itself; tissue: the teacher, a narrow FANet"
 student_and_tissue() { student_alone; tissue_teacher; }
 together teacher student_and_tissue
-say "3/6 the students, distilled by $METHOD"
+say "3/6 the students, distilled by ${METHOD:-kd and review, the default}"
 together student_distilled tissue_distilled
 say "4/6 reports on the test splits"
 together report_teacher report_alone

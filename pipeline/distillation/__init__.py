@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "methods.graph_flow": ("Graph", "GraphFlow", "GraphFlowLoss", "salience_graph", "variation_graph"),
         "methods.graph_flow_preset": ("PRESETS", "GraphFlowPreset", "build_graph_flow", "graph_flow_preset"),
         "methods.kd": ("KnowledgeDistillation", "KnowledgeDistillationLoss"),
+        "methods.review": ("KnowledgeReview",),
         "schedule": ("Schedule",),
         "taps": ("FeatureTaps",),
         "terms": ("describe_terms",),

@@ -109,7 +109,10 @@ def test_monais_networks_by_their_class_train_distill_and_segment(editor, tmp_pa
     assert_done(editor.run(*options, configs=("train", "distill")))
     model = load_model(tmp_path / "student/model.pt")
     assert model.network_arguments["name"] == "monai.networks.nets.UNet"
-    assert model.extra["recipe"]["distillation"]["terms"]["kd"]["temperature"] == 4.0
+    terms = model.extra["recipe"]["distillation"]["terms"]
+    assert terms.keys() == {"kd", "review"}
+    assert (terms["kd"]["temperature"], terms["review"]["share"]) == (4.0, 0.3)
+    assert {"kd", "review", "total"} <= scalars(tmp_path / "student").keys()
     editor.masks(tmp_path / "student/model.pt", tmp_path / "masks")
 
 

@@ -140,11 +140,11 @@ def test_narrow_student_learns_from_a_teacher_on_chaos(tmp_path):
     recipe += ["--patch_size", "[64,64,16]", "--patches_per_volume", "2", "--overlap", "0.25"]
     blocks = {"blocks_down": (1, 1, 1, 1), "blocks_up": (1, 1, 1)}
     wide, narrow = ({**SEGRESNET, **blocks, "init_filters": filters} for filters in (16, 8))
-    kd = ["--teacher", tmp_path / "teacher/model.pt", "--student", narrow, "--method", "kd"]
+    taught = ["--teacher", tmp_path / "teacher/model.pt", "--student", narrow]
     runs = {
         "student": ("train", ["--network", narrow]),
         "teacher": ("train", ["--network", wide]),
-        "kd": ("distill", kd),
+        "distilled": ("distill", taught),
     }
     for name, (config, options) in runs.items():
         assert_done(run_volumes(config, *data, *recipe, *options, "--run_dir", tmp_path / name))
@@ -153,4 +153,4 @@ def test_narrow_student_learns_from_a_teacher_on_chaos(tmp_path):
         # Sixty iterations: that the loss falls is all to expect of them.
         assert np.mean(loss[-20:]) < 0.95 * np.mean(loss[:20]), name
         assert 0 <= load_model(tmp_path / name / "model.pt").extra["selection"]["val_mean_dice"] <= 1, name
-    assert np.isfinite(scalars(tmp_path / "kd")["kd"]).all()
+    assert all(np.isfinite(scalars(tmp_path / "distilled")[term]).all() for term in ("kd", "review"))
