@@ -18,7 +18,7 @@ BENCHMARKS = (
     ["benchmarks.graph_flow_reach"],
     ["benchmarks.hd95", "--medpy"],
     ["benchmarks.inference_memory"],
-    ["benchmarks.inference_speed", "--slices", "150", "--networks", "enet", "mobile_unet", "erfnet"],
+    ["benchmarks.inference_speed", "--slices", "150", "--rounds", "1", "--networks", "enet", "mobile_unet", "erfnet"],
     ["benchmarks.nnunet_speed"],
     ["benchmarks.slide_memory", "--side", "8000"],
     ["benchmarks.training_speed", "--precision", "float32", "--width", "0.25", "--batch", "2"],

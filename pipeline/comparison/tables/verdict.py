@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.comparison.arms import METHOD, Comparison
+from pipeline.comparison.arms import ALONE, METHOD, Arm, Comparison
 from pipeline.comparison.paired import Difference, Metric, main_metric
 from pipeline.comparison.tables.rows import ComparisonRow
 from pipeline.evaluation.statistics import FEWEST_FOR_WILCOXON
@@ -16,7 +16,8 @@ def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
     """Return a sentence for each student; empty where no method has a student alone beside it.
 
     A student's best method is the best in validation, as is its control; where the runs tell no validation score, the
-    best of the table. `choice` says which.
+    best of the table. `choice` says which. A student that trained for longer without a teacher, as for the time that
+    a method takes, is no control and gets a sentence of its own: often it is ahead.
     """
     metric, compared = main_metric(comparison.kind), _compared(comparison, rows)
     told = []
@@ -27,6 +28,7 @@ def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
         change, control = best.metrics[metric.name].difference, comparison.control(network)
         figures = _told(metric, change, comparison.unit)
         told.append(f"{best.arm.label} is {_standing(change)} {control.label}: {figures}.")
+        told += [_longer(metric, row, best) for row in rows if _trained_longer(row.arm, best.arm)]
     return " ".join(told)
 
 
@@ -53,6 +55,27 @@ def _standing(change: Difference) -> str:
     if change.includes_zero is not False:
         return "not clearly better than"
     return "better than" if change.low > 0 else "worse than"
+
+
+def _epochs(arm: Arm) -> tuple[int, int]:
+    """Return the fewest and the most epochs of an arm's runs."""
+    epochs = [run.epochs for run in arm.parts]
+    return min(epochs), max(epochs)
+
+
+def _trained_longer(arm: Arm, method: Arm) -> bool:
+    same = arm.role == ALONE and arm.network == method.network
+    return same and _epochs(arm)[1] > _epochs(method)[1]
+
+
+def _longer(metric: Metric, row: ComparisonRow, best: ComparisonRow) -> str:
+    least, most = _epochs(row.arm)
+    epochs = f"{least}" if least == most else f"{least} to {most}"
+    own, others = (f"{one.metrics[metric.name].mean:.{metric.decimals}f}" for one in (row, best))
+    return (
+        f"{row.arm.label}, trained for {epochs} epochs in place of {_epochs(best.arm)[1]}, has {metric.title} {own}, "
+        f"{best.arm.label} {others}."
+    )
 
 
 def _told(metric: Metric, change: Difference, unit: str) -> str:
