@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,14 +298,22 @@ class TrainingStateSaver:
     def _check_recipe(self, state: Any) -> None:
         if not isinstance(state, dict) or not {"position", "recipe", "processes"} <= state.keys():
             raise InputError(f"{self.path} is not a training state; start the run anew")
-        then = state["recipe"]
-        names = sorted({*then, *self.recipe})  # a missing setting equals null
-        changed = [name for name in names if then.get(name) != self.recipe.get(name)]
+        changed = dict(_differences(state["recipe"], self.recipe))
         if changed:
-            told = "; ".join(f"{name} was {then.get(name)!r}, is {self.recipe.get(name)!r}" for name in changed)
+            told = "; ".join(f"{name} was {then!r}, is {now!r}" for name, (then, now) in changed.items())
             last = self.path.with_name("model_last.pt")
-            longer = f", or train on in a new --run_dir with --initial_weights {last}" if changed == ["epochs"] else ""
+            alone = list(changed) == ["epochs"]
+            longer = f", or train on in a new --run_dir with --initial_weights {last}" if alone else ""
             raise InputError(f"{self.path} is of a run with another recipe: {told}; resume with the same{longer}")
+
+
+def _differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield the innermost settings that differ, as "network.width"; a missing setting equals null."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*then, *now}):
+            yield from _differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif then != now:
+        yield name, (then, now)
 
 
 def resumes(resume: bool | str, path: str | os.PathLike[str]) -> bool:

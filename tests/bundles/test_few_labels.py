@@ -101,6 +101,7 @@ def test_strong_view_paraphrasers_and_mean_teacher(teacher, dataset_dir, tmp_pat
     assert_done(run("synapse", "distill", *data, *average, "--run_dir", tmp_path / "average"))
     recipe = torch.load(tmp_path / "average/model.pt", weights_only=True)["extra"]["recipe"]
     assert recipe["distillation"]["teacher_sha256"] is None
+    assert (recipe["distillation"]["method"], recipe["distillation"]["terms"]) == ("mean_teacher", None)
 
 
 def test_a_teacher_with_fewer_labels_is_told_of(teacher, dataset_dir, tmp_path):
