@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.comparison.arms import ALONE, TEACHER, Arm, Comparison, best_in_validation
 from pipeline.comparison.paired import Difference, PairedDraws, main_metric
+from pipeline.comparison.tables.verdict import longer_trained
 from pipeline.data import load_dataset
 
 MEAN_TEACHER = "mean_teacher"
@@ -130,10 +131,10 @@ def _control(comparison: Comparison, student: str) -> Arm | None:
 
 
 def verdict(rows: Sequence[EfficiencyRow]) -> str:
-    """Return a sentence or two for each student: what a teacher gives with the fewest labels, and which suffice.
+    """Return some sentences for each student: what a teacher gives with the fewest labels, and which suffice.
 
-    Of several methods, the one that is best in validation with the fewest labels is told. Empty where no method has a
-    student alone beside it.
+    Of several methods, the one that is best in validation with the fewest labels is told, and beside it a student that
+    trained for longer without a teacher. Empty where no method has a student alone beside it.
     """
     told = []
     for student in dict.fromkeys(row.student for row in rows):
@@ -142,19 +143,23 @@ def verdict(rows: Sequence[EfficiencyRow]) -> str:
         if fewest:
             best = best_in_validation([row.arm for row in fewest])
             first = next(row for row in fewest if row.arm is best)
-            told += _told(first, [row for row in compared if row.arm.label == first.arm.label])
+            told += _told(first, rows)
     return " ".join(told)
 
 
-def _told(first: EfficiencyRow, amounts: Sequence[EfficiencyRow]) -> list[str]:
-    """Return the sentences about an arm: `first` with the fewest labels, `amounts` with all that it was trained on."""
-    metric = main_metric(first.amount.comparison.kind).title
+def _told(first: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> list[str]:
+    """Return the sentences about the arm of `first`, its row with the fewest labels, beside the `rows` of all."""
+    metric = main_metric(first.amount.comparison.kind)
+    mine = [row for row in rows if row.student == first.student]
     control = _control(first.amount.comparison, first.student)
     change = f"{first.over_control.value:+.3f} over {control.label}"
     if first.over_control.includes_zero is not False:
         change += ", which is not significant"
-    sentences = [f"With {first.amount.label}, {first.arm.label} has {metric} {first.mean:.3f} ({change})."]
-    enough = [row for row in amounts if row.share_of_all is not None and row.share_of_all >= ENOUGH]
+    sentences = [f"With {first.amount.label}, {first.arm.label} has {metric.title} {first.mean:.3f} ({change})."]
+    beside = [(row.arm, row.mean) for row in mine if row.amount is first.amount]
+    sentences += longer_trained(metric, beside, first.arm)
+    arm = [row for row in mine if row.arm.label == first.arm.label]
+    enough = [row for row in arm if row.share_of_all is not None and row.share_of_all >= ENOUGH]
     if enough:
         reached = f"{100 * enough[0].share_of_all:.0f} % of the student alone with all labels"
         sentences.append(f"With {enough[0].amount.label} it reaches {reached}.")

@@ -97,6 +97,24 @@ def test_verdict_by_hand(amounts):
     assert verdict([row for row in efficiency_rows(amounts) if row.over_control is None]) == ""
 
 
+def test_the_verdict_tells_of_a_student_that_trained_longer_alone(tmp_path):
+    """The balanced student trained for twice as many epochs, so it is no control: 0.535, kd 0.485."""
+    values = {"teacher": 0.5, "alone": 0.3, "alone_balanced": 0.5, "kd": 0.45}
+    one = amount(tmp_path, "1_patient", True, values)
+    arms = [
+        replace(arm, runs=tuple(replace(run, epochs=2 * run.epochs) for run in arm.runs))
+        if arm.label == "ENet alone_balanced"
+        else arm
+        for arm in one.comparison.arms
+    ]
+    longer = replace(one, comparison=replace(one.comparison, arms=tuple(arms)))
+    epochs = one.comparison.arms[0].runs[0].epochs
+    assert verdict(efficiency_rows([longer])) == (
+        "With 1 patient, ENet + kd has Dice 0.485 (+0.150 over ENet alone). ENet alone_balanced, "
+        f"trained for {2 * epochs} epochs in place of {epochs}, has Dice 0.535, ENet + kd 0.485."
+    )
+
+
 def test_labels_of_amounts(amounts):
     assert [one.label for one in amounts] == ["1 patient", "all"]
     assert [one.patients for one in amounts] == [1, None]

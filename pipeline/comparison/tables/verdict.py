@@ -28,7 +28,7 @@ def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
         change, control = best.metrics[metric.name].difference, comparison.control(network)
         figures = _told(metric, change, comparison.unit)
         told.append(f"{best.arm.label} is {_standing(change)} {control.label}: {figures}.")
-        told += [_longer(metric, row, best) for row in rows if _trained_longer(row.arm, best.arm)]
+        told += longer_trained(metric, [(row.arm, row.metrics[metric.name].mean) for row in rows], best.arm)
     return " ".join(told)
 
 
@@ -39,6 +39,28 @@ def choice(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[str]:
         return []
     chosen = "in validation" if _by_validation(compared) else "in this table, since the runs tell no validation score"
     return [f"The verdict at the top is about the method and the control of each student that are best {chosen}."]
+
+
+def longer_trained(metric: Metric, means: Sequence[tuple[Arm, float]], method: Arm) -> list[str]:
+    """Return a sentence for each arm of a method's student that trained for more epochs than the method, alone.
+
+    Args:
+        metric: whose means are told.
+        means: arms and their means, the method's among them.
+        method: the arm that the others are compared with.
+    """
+    (of_method,) = [mean for arm, mean in means if arm is method]
+    most = _epochs(method)[1]
+    longer = [
+        (arm, mean)
+        for arm, mean in means
+        if arm.role == ALONE and arm.network == method.network and _epochs(arm)[1] > most
+    ]
+    return [
+        f"{arm.label}, trained for {_listed_epochs(arm)} epochs in place of {most}, has {metric.title} "
+        f"{mean:.{metric.decimals}f}, {method.label} {of_method:.{metric.decimals}f}."
+        for arm, mean in longer
+    ]
 
 
 def _compared(comparison: Comparison, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
@@ -63,19 +85,9 @@ def _epochs(arm: Arm) -> tuple[int, int]:
     return min(epochs), max(epochs)
 
 
-def _trained_longer(arm: Arm, method: Arm) -> bool:
-    same = arm.role == ALONE and arm.network == method.network
-    return same and _epochs(arm)[1] > _epochs(method)[1]
-
-
-def _longer(metric: Metric, row: ComparisonRow, best: ComparisonRow) -> str:
-    least, most = _epochs(row.arm)
-    epochs = f"{least}" if least == most else f"{least} to {most}"
-    own, others = (f"{one.metrics[metric.name].mean:.{metric.decimals}f}" for one in (row, best))
-    return (
-        f"{row.arm.label}, trained for {epochs} epochs in place of {_epochs(best.arm)[1]}, has {metric.title} {own}, "
-        f"{best.arm.label} {others}."
-    )
+def _listed_epochs(arm: Arm) -> str:
+    least, most = _epochs(arm)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _told(metric: Metric, change: Difference, unit: str) -> str:
