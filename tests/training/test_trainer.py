@@ -213,7 +213,9 @@ def test_of_a_nested_setting_the_part_that_differs_is_named(tmp_path):
     make_trainer(1, tmp_path / "last.pt", recipe=recipe(1.0), distilled=False).run()
     told = r"recipe: distillation.kd.weight was 1.0, is 0.5; distillation.review was None, is \{'share': 0.3\}; resume"
     with pytest.raises(InputError, match=told):
-        make_trainer(2, tmp_path / "last.pt", resume=True, recipe=recipe(0.5, review={"share": 0.3}), distilled=False).run()
+        make_trainer(
+            2, tmp_path / "last.pt", resume=True, recipe=recipe(0.5, review={"share": 0.3}), distilled=False
+        ).run()
 
 
 def test_resume_from_a_foreign_file_is_an_error(tmp_path):
