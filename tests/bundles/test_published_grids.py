@@ -41,13 +41,13 @@ def test_on_chaos_enet_has_every_arm_in_two_seeds_of_each_fold():
 
 def test_on_ebhi_seg_every_student_has_three_seeds():
     planned = grid("gastric", "benchmark", "ebhi_seg")
-    assert arms(planned, "tenth_enet_") == dict.fromkeys("012", set(planned.methods))
+    assert arms(planned, "tenth_enet_") == {seed: set(planned.methods) for seed in "012"}
     for student in ("mobile_unet", "erfnet"):
-        assert arms(planned, f"tenth_{student}_") == dict.fromkeys("012", ARMS_OF_ALL)
+        assert arms(planned, f"tenth_{student}_") == {seed: ARMS_OF_ALL for seed in "012"}
 
 
 def test_the_ablation_is_of_kd_and_each_term_of_graph_flow():
     planned = grid("gastric", "benchmark", "ebhi_seg", "ablation")
     terms = {"kd", "kd_vertices", "kd_edges", "kd_adversarial", "graph_terms", "graph_flow", "graph_flow_adversarial"}
-    assert arms(planned, "tenth_erfnet_") == dict.fromkeys("012", {"alone", "alone_balanced"} | terms)
+    assert arms(planned, "tenth_erfnet_") == {seed: {"alone", "alone_balanced"} | terms for seed in "012"}
     assert not arms(planned, "tenth_enet_")

@@ -154,10 +154,16 @@ def volumes_for(name: str, teacher_filters: int = 8, **options):
     return student, build_distiller(name, teacher, student, CLASSES, 10, paraphrasers, **options).train()
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_teaches_networks_of_volumes(name):
+# Features of cwd are left out by default. With its logits at weight 0 the student learns from them alone.
+FEATURES_ALONE = pytest.param("cwd", {"logits": 0.0, "features": 1.0}, id="cwd_features")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [*(pytest.param(name, None, id=name) for name in METHODS), FEATURES_ALONE]
+)
+def test_every_method_teaches_networks_of_volumes(name, settings):
     images = torch.rand(2, 1, 16, 16, 8, generator=torch.Generator().manual_seed(0))
-    student, distiller = volumes_for(name)
+    student, distiller = volumes_for(name, settings=settings)
     optimizer = torch.optim.SGD(trained_parameters(student, distiller), lr=1e-3)
     terms = step(student, distiller, optimizer, images, (3 * images).long().clamp(max=2))
     assert all(torch.isfinite(term) for term in terms.values())

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses on logits are the published arithmetic: each formula by loops over random logits.
 
-Mutual learning, whose peer runs on the images, is compared in `methods/test_dml.py`.
+The mean teacher is here with a network of its own, which it averages. Mutual learning, whose peer runs on the images,
+is compared in `methods/test_dml.py`.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pipeline.distillation.method import NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation, discriminator_loss
 from pipeline.distillation.methods.bpkd import BoundaryPrivileged
 from pipeline.distillation.methods.dist import StrongerTeacher
@@ -21,8 +24,23 @@ from pipeline.distillation.methods.dkd import DecoupledDistillation
 from pipeline.distillation.methods.kd import KnowledgeDistillation
 from pipeline.distillation.methods.logit_std import StandardisedLogits
 from pipeline.distillation.methods.logits_mse import LogitsMatching
-from pipeline.distillation.methods.skd import PixelPairDistillation
-from tests.distillation.parity.plain_formulas import CLASSES, divergence, dot, mean, pair, pixels, softmax, terms, view
+from pipeline.distillation.methods.mean_teacher import MeanTeacher
+from pipeline.distillation.methods.skd import HolisticDistillation, PixelPairDistillation
+from tests.distillation.parity.plain_formulas import (
+    CLASSES,
+    divergence,
+    dot,
+    maps,
+    mean,
+    normalised,
+    pair,
+    pixels,
+    pointwise,
+    softmax,
+    terms,
+    three_by_three,
+    view,
+)
 
 STUDENT, TEACHER = view(0, (4,)), view(100, (4,))
 
@@ -203,17 +221,79 @@ def test_hinge():
     assert float(discriminator_loss(Squares(), TEACHER.logits, STUDENT.logits, "hinge")) == pytest.approx(expected)
 
 
+def penalty(mix: torch.Tensor, slope: float = 1.0) -> float:
+    """The mean of (|gradient| - 1)^2 over images between both predictions, for scores of `slope` times the squares.
+
+    The gradient's length is over all pixels.
+    """
+    length = math.sqrt(sum(w**2 for w in Squares.weights))
+    penalties = []
+    for image in mix * TEACHER.logits + (1 - mix) * STUDENT.logits:
+        gradients = [2 * slope * math.sqrt(score(pixel)) * length for pixel in pixels(image[None])]
+        penalties.append((math.sqrt(sum(gradient**2 for gradient in gradients)) - 1) ** 2)
+    return mean(penalties)
+
+
 def test_wgan_with_gradient_penalty():
-    """The penalty of an image is (|gradient| - 1)^2 between both predictions, the gradient's length over all pixels."""
     real, fake = TEACHER.logits, STUDENT.logits
     torch.manual_seed(5)
     found = discriminator_loss(Squares(), real, fake, "wgan-gp")
     torch.manual_seed(5)
     mix = torch.rand(2, 1, 1, 1, dtype=torch.float64)
-    length = math.sqrt(sum(w**2 for w in Squares.weights))
-    penalties = []
-    for image in mix * real + (1 - mix) * fake:
-        gradients = [2 * math.sqrt(score(pixel)) * length for pixel in pixels(image[None])]
-        penalties.append((math.sqrt(sum(gradient**2 for gradient in gradients)) - 1) ** 2)
-    expected = mean(map(score, pixels(fake))) - mean(map(score, pixels(real))) + 10 * mean(penalties)
+    expected = mean(map(score, pixels(fake))) - mean(map(score, pixels(real))) + 10 * penalty(mix)
     assert float(found) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["wgan-gp", "hinge"])
+def test_skd_holistic(kind):
+    """Scores a (w . x)^2 + b with trained a and b: the student's term, then the loss of the discriminator's step."""
+    torch.manual_seed(0)
+    method = HolisticDistillation(nn.Sequential(Squares(), nn.Conv2d(1, 1, 1)), total_steps=5, kind=kind)
+    a, b = (float(parameter.detach()) for parameter in method.discriminator.parameters())
+    of_teacher, of_student = ([a * score(pixel) + b for pixel in pixels(of.logits)] for of in (TEACHER, STUDENT))
+    term = method(STUDENT, TEACHER, torch.zeros(1))["skd_holistic"]
+    assert float(term) == pytest.approx(-mean(of_student), rel=1e-5)
+    torch.manual_seed(5)
+    found = method.after_step(STUDENT, TEACHER)["skd_discriminator"]
+    if kind == "hinge":
+        expected = mean(max(0, 1 - one) for one in of_teacher) + mean(max(0, 1 + one) for one in of_student)
+    else:
+        torch.manual_seed(5)
+        expected = mean(of_student) - mean(of_teacher) + 10 * penalty(torch.rand(2, 1, 1, 1), abs(a))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def run(parameters: list[np.ndarray], images: torch.Tensor) -> torch.Tensor:
+    """The logits of a convolution, batch normalisation by the batch's own figures, a ReLU and a pointwise layer."""
+    weights, biases = ([torch.from_numpy(one) for one in parameters[start::2]] for start in (0, 1))
+    first, norm, last = (SimpleNamespace(weight=w, bias=b) for w, b in zip(weights, biases, strict=True))
+    hidden = normalised(norm, three_by_three(first, images.numpy()))
+    return torch.from_numpy(pointwise(last, np.maximum(hidden, 0)))
+
+
+def test_mean_teacher():
+    """Six of ten steps of a student that moves at random: the ramp ends at the fourth, alpha is 0.7 from the third on.
+
+    The average sees other images than the student.
+    """
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, CLASSES, 1)
+    student = nn.Sequential(*layers).double()
+    method = MeanTeacher(NetworkPair(student, student, (1,), (1,), CLASSES, total_steps=10), decay=0.7)
+    average = [one.detach().numpy().copy() for one in student.parameters()]
+    for step in range(6):
+        own = [one.detach().numpy().copy() for one in student.parameters()]
+        seen, strong = maps(2 * step, 2, 1, 6, 6), maps(2 * step + 1, 2, 1, 6, 6)
+        mine, theirs = Tapped((), student(strong).detach(), strong), Tapped((), torch.zeros(2, CLASSES, 6, 6), seen)
+        likely = ([softmax(pixel) for pixel in pixels(of)] for of in (run(own, strong), run(average, seen)))
+        error = mean((p - q) ** 2 for one, other in zip(*likely, strict=True) for p, q in zip(one, other, strict=True))
+        found = float(method(mine, theirs, torch.zeros(2, 1, 6, 6))["mean_teacher"])
+        assert found == pytest.approx(math.exp(-5 * max(0, 1 - step / 4) ** 2) * error), step
+        own = [values + np.random.default_rng(step).normal(0, 0.3, values.shape) for values in own]
+        for parameter, values in zip(student.parameters(), own, strict=True):
+            parameter.data = torch.from_numpy(values)
+        method.after_step(mine, theirs)
+        alpha = (1 / 2, 2 / 3, 0.7)[min(step, 2)]
+        average = [alpha * before + (1 - alpha) * values for before, values in zip(average, own, strict=True)]
+        for values, expected in zip(method.average.parameters(), average, strict=True):
+            np.testing.assert_allclose(values.detach().numpy(), expected, rtol=1e-9, atol=1e-12)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.distillation.method import Tapped
 from pipeline.distillation.methods.cc import CorrelationCongruence
 from pipeline.distillation.methods.coco import CoCo
 from pipeline.distillation.methods.crd import ContrastiveRepresentation
@@ -17,16 +18,20 @@ from pipeline.distillation.methods.emkd import EfficientMedical
 from pipeline.distillation.methods.ifvd import IntraClassVariation
 from pipeline.distillation.methods.irg import RelationshipGraph
 from pipeline.distillation.methods.pkt import ProbabilisticTransfer
+from pipeline.distillation.methods.prototypes import ClassPrototypes
 from pipeline.distillation.methods.rkd import RelationalDistillation
 from pipeline.distillation.methods.skd import PixelPairDistillation
 from pipeline.distillation.methods.sp import SimilarityPreserving
 from tests.distillation.parity.plain_formulas import (
+    CLASSES,
     cosine,
     divergence,
     dot,
+    maps,
     mean,
     pair,
     pixels,
+    pointwise,
     regions,
     softmax,
     terms,
@@ -206,3 +211,46 @@ def test_emkd():
     both = zip(pixels(teacher.logits), pixels(student.logits), strict=True)
     expected = 16 * mean(divergence(softmax(theirs, 4), softmax(mine, 4)) for theirs, mine in both)
     assert found["emkd_prediction"] == pytest.approx(expected, rel=1e-5)
+
+
+def prototypes(student: np.ndarray, teacher: np.ndarray, kinds: np.ndarray, balance: float) -> float:
+    """The weighted mean of squares between both maps' class means, over the classes that each image has.
+
+    The class of a place is that of its nearest pixel. A class of n places weighs n^(1 - balance).
+    """
+    side, distances, weights = student.shape[-1], [], []
+    nearest = [math.floor((place + 0.5) * kinds.shape[-1] / side) for place in range(side)]
+    for mine, theirs, of_image in zip(student, teacher, kinds[:, nearest][:, :, nearest], strict=True):
+        for kind in sorted(set(of_image.ravel().tolist())):
+            there = of_image == kind
+            means = [of[:, there].mean(axis=1).tolist() for of in (mine, theirs)]
+            distances.append(square(*means) / len(means[0]))
+            weights.append(float(there.sum()) ** (1 - balance))
+    return dot(weights, distances) / sum(weights)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("balance", [0, 0.5, 1])
+def test_prototypes(balance, labelled):
+    """Logits of 8 x 8 and two taps of 4 x 4 places; the student's shallow tap is twice as large as the teacher's.
+
+    The second image lacks a class. If not labelled, it has labels in its upper half alone.
+    """
+    taps = (maps(0, 2, 3, 8, 8), maps(1, 2, 4, 4, 4)), (maps(2, 2, 5, 4, 4), maps(3, 2, 6, 4, 4))
+    student, teacher = (Tapped(of, maps(seed, 2, CLASSES, 8, 8)) for seed, of in zip((4, 5), taps, strict=True))
+    labels = torch.randint(0, CLASSES, (2, 1, 8, 8), generator=torch.Generator().manual_seed(6))
+    labels[1] = labels[1] % 2
+    if not labelled:
+        labels[1, :, 4:] = -1
+    method = ClassPrototypes(pair((3, 4), (5, 6)), balance=balance).double()
+    of_shallow, of_deep = (
+        pointwise(adapter.convolution, tap) for adapter, tap in zip(method.adapters, student.features, strict=True)
+    )
+    adapted = of_shallow.reshape(2, 5, 4, 2, 4, 2).mean((3, 5)), of_deep
+    kinds = np.where(labels[:, 0] < 0, teacher.logits.numpy().argmax(axis=1), labels[:, 0])
+    found = terms(method, student, teacher, labels)
+    expected = prototypes(student.logits.numpy(), teacher.logits.numpy(), kinds, balance)
+    assert found["prototypes_logits"] == pytest.approx(expected)
+    both = zip(adapted, teacher.features, strict=True)
+    expected = mean(prototypes(mine, theirs.numpy(), kinds, balance) for mine, theirs in both)
+    assert found["prototypes_features"] == pytest.approx(expected)
