@@ -59,17 +59,13 @@ def test_default_weights_and_the_balance_of_kd():
     assert method.balance == BALANCE
 
 
-@pytest.mark.parametrize(
-    ("teacher", "options"),
-    [("mobile_unet", {}), ("monai.networks.nets.UNet", {"channels": (12, 16, 24), "strides": (2, 2)})],
-)
-def test_the_pixel_term_leads_by_its_gradient(teacher, options):
-    """With the default weights the pixel-wise term pulls an ENet three to eleven times as hard as the pair-wise one.
+def test_the_pixel_term_leads_by_its_gradient():
+    """With the default weights it pulls an ENet 3.6 to 11 times as hard as the pair-wise term (seeds 0 to 3).
 
     The values alone don't tell: they differ by a factor of some hundreds.
     """
     torch.manual_seed(0)
-    teacher, student = build_network(teacher, 1, 3, **options), build_network("enet", 1, 3).train()
+    teacher, student = build_network("mobile_unet", 1, 3), build_network("enet", 1, 3).train()
     distiller = build_distiller("skd", teacher, student, 3, 10, size=64)
     images, labels = torch.rand(2, 1, 64, 64), torch.randint(3, (2, 1, 64, 64))
     logits = student(images)
