@@ -50,24 +50,22 @@ distill() {
   bundle "$kind" distill --dataset_dir $folder/data ${how[@]+"${how[@]}"} --student "$student" --teacher $folder/teacher/model.pt "$@" --run_dir $folder/distilled
 }
 
-# Four of the fourteen training scans keep their labels. All three networks learn from these labels in as many steps; the
-# distilled student also sees its teacher's answers on the other ten scans. Both students have the same network, loss,
-# rate and seed.
-RECIPE=(--size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 3e-3 --labelled_cases 4)
-RECIPE+=(--epochs 60 --epoch_iterations 18 --val_interval 10)
+# Both students have the same network, loss, steps, rate and seed: they differ by the distillation alone.
+RECIPE=(--size 64 --batch_size 8 --loss dice_ce --augmentation affine --learning_rate 3e-3 --val_interval 5)
 TEACHER="{'name': 'monai.networks.nets.UNet', 'channels': [16,32,64,128], 'strides': [2,2,2], 'num_res_units': 1, 'norm': 'BATCH'}"
 STUDENT="{'name': 'monai.networks.nets.UNet', 'channels': [8,16,32,64], 'strides': [2,2,2], 'num_res_units': 1, 'norm': 'BATCH'}"
+STUDENT_EPOCHS=20
 TISSUE=(--size 64 --batch_size 8 --loss dice_ce --learning_rate 3e-3 --val_interval 5)
 
-scans() { python -m data_prep.phantom_ct --output $OUT/data --cases 24 --size 64 --slices 20; }
+scans() { python -m data_prep.phantom_ct --output $OUT/data --cases 12 --size 64 --slices 20; }
 tissue() {
   python -m data_prep.phantom_slides --output $SLIDES/data --images 64 --side 256 --color --crop 256 --size 64
   python -m data_prep.phantom_slides --whole-slide $SLIDES/whole.tif --side 4096
 }
-teacher() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$TEACHER" --run_dir $OUT/teacher; }
-student_alone() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$STUDENT" --run_dir $OUT/student; }
+teacher() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$TEACHER" --epochs 40 --run_dir $OUT/teacher; }
+student_alone() { bundle synapse train --dataset_dir $OUT/data "${RECIPE[@]}" --network "$STUDENT" --epochs $STUDENT_EPOCHS --run_dir $OUT/student; }
 tissue_teacher() { bundle gastric train --dataset_dir $SLIDES/data "${TISSUE[@]}" --network fanet --width 0.125 --epochs 25 --run_dir $SLIDES/teacher; }
-student_distilled() { distill synapse $OUT "$STUDENT" "${RECIPE[@]}"; }
+student_distilled() { distill synapse $OUT "$STUDENT" "${RECIPE[@]}" --epochs $STUDENT_EPOCHS; }
 tissue_distilled() { distill gastric $SLIDES enet "${TISSUE[@]}" --epochs 40; }
 report() { bundle synapse evaluate --dataset_dir $OUT/data --checkpoint $OUT/$1/model.pt --run_dir $OUT/$1/report; }
 report_teacher() { report teacher; }
@@ -78,7 +76,7 @@ comparison() {
     teacher=$OUT/teacher/report/predictions "student alone"=$OUT/student/report/predictions "student distilled"=$OUT/distilled/report/predictions
   python -W ignore -m pipeline.comparison $OUT/teacher $OUT/student $OUT/distilled --dataset $OUT/data --output $OUT/comparison
 }
-held_out_scan() { bundle synapse inference --checkpoint $OUT/distilled/model.pt --input $OUT/data/images/phantom_18.nii.gz --output_dir $OUT/segmented; }
+held_out_scan() { bundle synapse inference --checkpoint $OUT/distilled/model.pt --input $OUT/data/images/phantom_11.nii.gz --output_dir $OUT/segmented; }
 tissue_report() { bundle gastric evaluate --dataset_dir $SLIDES/data --checkpoint $SLIDES/distilled/model.pt --run_dir $SLIDES/distilled/report; }
 whole_slide() { bundle gastric inference --checkpoint $SLIDES/distilled/model.pt --input $SLIDES/whole.tif --output_dir $SLIDES/segmented; }
 
