@@ -48,13 +48,14 @@ class Adapter(nn.Module):
         in_channels: channels of the student's tap.
         out_channels: channels of the teacher's.
         spatial_dims: 2 or 3.
+        bias: whether a trained number is added to each channel.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 2) -> None:
+    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 2, bias: bool = True) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         equal = in_channels == out_channels
-        self.convolution = nn.Identity() if equal else pointwise(in_channels, out_channels, spatial_dims)
+        self.convolution = nn.Identity() if equal else pointwise(in_channels, out_channels, spatial_dims, bias)
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Return the student's map (B, in_channels, ...) with the channels and the size of the teacher's."""

@@ -45,7 +45,8 @@ RUNS: dict[str, dict[str, Any] | None] = {
     "mix": {"method": "", "methods": {"sp": 1, "ab": 0.1, "crd": 0.1}},
     "dense_mix": {
         "method": "",
-        "methods": dict.fromkeys(("cwd", "dist", "dkd", "logit_std", "bpkd", "prototypes", "review"), 0.1),
+        "methods": dict.fromkeys(("dist", "dkd", "logit_std", "bpkd", "prototypes", "review"), 0.1)
+        | {"cwd": {"weight": 0.1, "features": 1.0}, "mgd": {"weight": 0.1, "hidden": 0}},  # which hides nothing
     },
     "kd": {"method": "kd", "settings": {"balance": 1}},
     "few_labels": {"method": "kd", "settings": {"confidence": 0.4}},

@@ -88,7 +88,8 @@ class ChannelWise(DistillationMethod):
         super().__init__(weights if features else {"cwd_logits": weights["cwd_logits"]})
         self.temperature = check_number("cwd", "temperature", temperature)
         last = pair.student_channels[-1], pair.teacher_channels[-1], pair.spatial_dims
-        self.adapter = Adapter(*last) if features else None
+        # The softmax over places takes away what is added to a whole channel, so the adapter adds nothing.
+        self.adapter = Adapter(*last, bias=False) if features else None
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the scalar term `cwd_logits`, and `cwd_features` if features count.
