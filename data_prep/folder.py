@@ -11,7 +11,7 @@ python -m data_prep.folder --source PATIENTS --image-pattern "{case}/t2.nii.gz" 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,7 +45,7 @@ from pipeline.data import (
     scan_suffix,
     write_label_map,
 )
-from pipeline.data.dataset.declaration import read_content
+from pipeline.data.dataset.declaration import read_content, twice
 from pipeline.data.dataset.label_names import label_names, names_in_order
 from pipeline.data.scans.formats import NIFTI_SUFFIXES
 from pipeline.data.scans.slicer import names_of_segments
@@ -85,37 +85,41 @@ def convert(
     intensity: IntensityRule | None = None,
     name: str | None = None,
     link: str | None = None,
+    train_unlabelled: bool = False,
 ) -> Dataset:
     """Check all scans and labels that were found and write the dataset folder `output`; returns the dataset.
 
     `labels`: value to name, with 0 the background. `requests`: see `data_prep.splits.assign`. `link`: "hard" or
     "symbolic" instead of copies. NIfTI files stay as they are; other formats become NIfTI. Scans without labels go to
-    the folder `unlabelled`. Raises `InputError` after listing every problem that was found; nothing is left of a
-    folder that could not be finished.
+    the folder `unlabelled`. With `train_unlabelled` they become training cases instead, but for scans of patients in
+    validation or test. Raises `InputError` after listing every problem that was found; nothing is left of a folder
+    that could not be finished.
     """
     rule = intensity or default_intensity(modality)
     if not found.pairs:
         refuse(found.problems, found.source)
         raise InputError(f"no scans with labels in {found.source}; give {', '.join(NIFTI_SUFFIXES)} or other volumes")
-    patient_of, more = read_patients(patients, [pair.case for pair in found.pairs])
-    splits, wrong = assign(patient_of, requests or {}, seed)
+    labelled = [pair.case for pair in found.pairs]
+    unlabelled = sorted(found.unlabelled.keys() - set(labelled)) if train_unlabelled else []
+    patient_of, problems = read_patients(patients, labelled + unlabelled)
+    splits, wrong = assign({case: patient_of[case] for case in labelled}, requests or {}, seed)
+    problems += wrong + [f"two scans of the name {case}; rename one" for case in twice([*labelled, *found.unlabelled])]
+    training, notes = _unlabelled_training(unlabelled, patient_of, splits)
     reader = ScanReader(labels, modality, rule)
     with new_folder(output) as folder:
-        cases = []
+        cases: list[Case] = []
         for pair in tqdm(found.pairs, desc="reading", unit="case", disable=None):
             volumes = reader.read(pair)
             if volumes is not None:
                 cases.append(_write_pair(pair, patient_of[pair.case], volumes, folder, link))
-        for case, path in found.unlabelled.items():
-            image = reader.read_image(case, path)
-            if image is not None:
-                _write_image(case, image, path, folder / UNLABELLED, link)
-        refuse(found.problems + more + wrong + reader.problems, found.source)
+        cases += _write_unlabelled(found, reader, training, folder, link)
+        refuse(found.problems + problems + reader.problems, found.source)
+        splits["training"] |= training.keys()
         dataset = Dataset(
             name or Path(output).resolve().name, folder, modality, labels, rule, **by_split(cases, splits)
         )
         dataset = finish(folder, dataset)
-    for warning in found.warnings + reader.warnings + _gaps(dataset, reader):
+    for warning in found.warnings + notes + reader.warnings + _gaps(dataset, reader):
         warn(warning)
     return relocated(dataset, output)
 
@@ -146,6 +150,21 @@ def _write_pair(pair: ScanPair, patient: str, volumes: tuple[Volume, Volume], fo
     return Case(pair.case, patient, image_path, label_path)
 
 
+def _write_unlabelled(
+    found: FoundScans, reader: ScanReader, training: Mapping[str, str], folder: Path, link: str | None
+) -> list[Case]:
+    """Write the scans without a label; return those of `training` (case to patient) as cases."""
+    cases = []
+    for case, path in found.unlabelled.items():
+        image = reader.read_image(case, path)
+        if image is None:
+            continue
+        written = _write_image(case, image, path, folder / ("images" if case in training else UNLABELLED), link)
+        if case in training:
+            cases.append(Case(case, training[case], written, None))
+    return cases
+
+
 def _write_image(case: str, image: Volume, source: Path, folder: Path, link: str | None) -> Path:
     suffix = scan_suffix(source)
     path = folder / f"{case}{suffix if suffix in NIFTI_SUFFIXES else '.nii.gz'}"
@@ -156,10 +175,26 @@ def _write_image(case: str, image: Volume, source: Path, folder: Path, link: str
     return path
 
 
+def _unlabelled_training(
+    unlabelled: Iterable[str], patient_of: Mapping[str, str], splits: Mapping[str, Collection[str]]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the scans without a label that train, with their patients, and a warning for each other one.
+
+    No scan of a patient in validation or test trains.
+    """
+    held = {patient_of[case]: split for split in ("validation", "test") for case in splits[split]}
+    left = {case: held[patient_of[case]] for case in unlabelled if patient_of[case] in held}
+    notes = [
+        f"scan {case} has no label and does not train, because its patient {patient_of[case]} is in {split}"
+        for case, split in left.items()
+    ]
+    return {case: patient_of[case] for case in unlabelled if case not in left}, notes
+
+
 def _gaps(dataset: Dataset, reader: ScanReader) -> list[str]:
     """Return what the splits lack: cases at all, or organs that training would never see."""
     gaps = [f"the {split} split is empty" for split in SPLITS if not dataset.split(split)]
-    seen = set().union(*(reader.seen[case.case] for case in dataset.training))
+    seen = set().union(*(reader.seen.get(case.case, ()) for case in dataset.training))
     missing = [organ for value, organ in dataset.organs.items() if value not in seen]
     return gaps + [f"no training case has a {organ}" for organ in missing]
 
@@ -172,20 +207,24 @@ def find_scans(given: argparse.Namespace) -> FoundScans:
             raise InputError("give --source alone, or --images and --labels")
         source = Path(given.source)
         check_output_apart(source, Path(given.output))
-        return read_source(source) if patterns == (None, None) else _by_patterns(source, source, *patterns)
+        if patterns == (None, None):
+            return read_source(source, given.train_unlabelled)
+        return _by_patterns(source, source, *patterns, given.train_unlabelled)
     if given.images is None or given.labels is None:
         raise InputError("give --source, or --images and --labels")
     images, labels, output = Path(given.images), Path(given.labels), Path(given.output)
     if patterns == (None, None):
         check_folders_apart(images, labels, output)
-        return find_pairs(images, labels)
+        return find_pairs(images, labels, given.train_unlabelled)
     check_output_apart(images, output)
     check_output_apart(labels, output)
-    return _by_patterns(images, labels, *patterns)
+    return _by_patterns(images, labels, *patterns, given.train_unlabelled)
 
 
-def _by_patterns(images: Path, labels: Path, image_pattern: str | None, label_pattern: str | None) -> FoundScans:
-    found = find_by_patterns(images, labels, image_pattern or _ANY_NAME, label_pattern or _ANY_NAME)
+def _by_patterns(
+    images: Path, labels: Path, image_pattern: str | None, label_pattern: str | None, unlabelled: bool
+) -> FoundScans:
+    found = find_by_patterns(images, labels, image_pattern or _ANY_NAME, label_pattern or _ANY_NAME, unlabelled)
     described = images / DATASET_FILE
     if described.is_file():
         try:
@@ -242,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     names.add_argument("--organs", metavar="NAMES", help='names of the labels 1, 2, …: "liver,right kidney"')
     names.add_argument("--labels-json", metavar="FILE", help='JSON with the names: {"1": "liver"} or {"liver": 1}')
     add_split_options(command, "scans")
+    add("--train-unlabelled", action="store_true", help="scans without a label become training cases without one")
     add("--intensity", nargs=3, metavar=("RULE", "LOW", "HIGH"), help="window -125 275, or percentiles 0.5 99.5")
     add("--name", help="of the dataset; default: the name of the output folder")
     add("--link", nargs="?", const="symbolic", choices=LINKS, help="link NIfTI files instead of copying them")
@@ -270,13 +310,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         intensity=None if given.intensity is None else _rule(*given.intensity),
         name=given.name,
         link=given.link,
+        train_unlabelled=given.train_unlabelled,
     )
     print(f"read {given.source or given.images}: {found.layout}")
     if given.patients is None:
         print("each case counts as a patient of its own; give --patients where some share one")
     print_summary(dataset)
-    if found.unlabelled:
-        print(f"  without label: {len(found.unlabelled)} scans to segment, in {dataset.folder / UNLABELLED}")
+    if dataset.unlabelled_cases:
+        print(f"  without label: {len(dataset.unlabelled_cases)} of the training cases")
+    to_segment = len(found.unlabelled) - len(dataset.unlabelled_cases)
+    if to_segment:
+        print(f"  without label: {to_segment} scans to segment, in {dataset.folder / UNLABELLED}")
     return 0
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.scan_pairs import FoundScans, ScanPair, find_pairs, is_scan, named_scans
+from data_prep.scan_pairs import LABEL_OR_TRAIN, FoundScans, ScanPair, find_pairs, is_scan, named_scans
 from data_prep.splits import list_request
 from pipeline.data import DATASET_FILE, scan_suffix
-from pipeline.data.dataset.declaration import path_inside, read_content, twice
+from pipeline.data.dataset.declaration import path_inside, read_content
 from pipeline.data.dataset.label_names import label_names
 from pipeline.data.scans.case_names import FIRST_CHANNEL, bare_name, bare_names, case_of_file
 from pipeline.errors import InputError
@@ -57,11 +57,11 @@ def import_command(folder: Path) -> str:
     return f"{command} --output NEW-FOLDER"
 
 
-def read_source(folder: Path) -> FoundScans:
+def read_source(folder: Path, unlabelled: bool = False) -> FoundScans:
     """Return what a folder of a known layout holds; `InputError` for another, with what is expected.
 
     `dataset.json` names labels, modality and, in Decathlon's form, the files and their split. Scans without a label
-    (`imagesTs`, Decathlon's `test` list) are kept apart.
+    (`imagesTs`, Decathlon's `test` list) are kept apart. With `unlabelled`, they may be among those that train, too.
     """
     if not folder.is_dir():
         raise InputError(f"no folder at {folder}; correct --source")
@@ -72,14 +72,14 @@ def read_source(folder: Path) -> FoundScans:
     try:
         _refuse_channels(content)
         labels = label_names(content) if "labels" in content else None
-        found = _listed(folder, content) if isinstance(content.get("training"), list) else None
+        found = _listed(folder, content, unlabelled) if isinstance(content.get("training"), list) else None
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    found = _lying(folder) if found is None else found
+    found = _lying(folder, unlabelled) if found is None else found
     if not content.get("test"):
         _add_test_folders(found, folder)
     found.layout, found.modality, found.labels = layout, _modality_of(content), labels
-    _check_together(found, content)
+    _check_count(found, content)
     return found
 
 
@@ -133,7 +133,7 @@ def _modality_of(content: Mapping[str, Any]) -> str | None:
     return MODALITIES.get(channels[0].strip().lower()) if len(channels) == 1 else None
 
 
-def _listed(folder: Path, content: Mapping[str, Any]) -> FoundScans:
+def _listed(folder: Path, content: Mapping[str, Any], unlabelled: bool) -> FoundScans:
     """Return the scans that a Decathlon `dataset.json` lists: `training`, perhaps `validation`, and `test`."""
     found = FoundScans(folder)
     names: dict[str, list[str]] = {}
@@ -141,7 +141,8 @@ def _listed(folder: Path, content: Mapping[str, Any]) -> FoundScans:
         entries = content.get(split, [])
         if not isinstance(entries, list):
             raise InputError(f"{split} must be a list of scans, not a {type(entries).__name__}")
-        names[split] = [case for entry in entries if (case := _take(found, folder, split, entry)) is not None]
+        taken = (_take(found, folder, split, entry, unlabelled) for entry in entries)
+        names[split] = [case for case in taken if case is not None]
     # The lists are the split where they hold more than what trains.
     if names["validation"] or names["test"]:
         found.requests = {split: list_request(names[split]) for split in ("validation", "test") if names[split]}
@@ -149,7 +150,7 @@ def _listed(folder: Path, content: Mapping[str, Any]) -> FoundScans:
     return found
 
 
-def _take(found: FoundScans, folder: Path, split: str, entry: Any) -> str | None:
+def _take(found: FoundScans, folder: Path, split: str, entry: Any, unlabelled: bool) -> str | None:
     """Add the scan of one entry, a path or an object, to `found`; return its case if it has a label."""
     image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, Mapping) else (entry, None)
     if isinstance(image, list):
@@ -158,7 +159,9 @@ def _take(found: FoundScans, folder: Path, split: str, entry: Any) -> str | None
         raise InputError(f'{split} holds {entry!r}; each entry is a path, or {{"image": path, "label": path}}')
     paths = [_existing(path_inside(folder, split, path)) for path in (image, label) if path is not None]
     case = bare_name(case_of_file(paths[0]))
-    if split != "test" and label is None:
+    if label is None and split == "training" and not unlabelled:
+        found.problems.append(f"{split}: {image} has no label in {DATASET_FILE}; {LABEL_OR_TRAIN}")
+    elif label is None and split == "validation":
         found.problems.append(f"{split}: {image} has no label in {DATASET_FILE}")
     elif label is not None:
         absent = [path for path in paths if not path.exists()]
@@ -189,14 +192,14 @@ def _note_unlisted(found: FoundScans) -> None:
             found.warnings.append(f"not listed in {DATASET_FILE}, so left out: {len(left)} files of {beside} ({names})")
 
 
-def _lying(folder: Path) -> FoundScans:
+def _lying(folder: Path, unlabelled: bool) -> FoundScans:
     """Return the scans that lie in the folders for images and labels, or side by side as Slicer saves them."""
     pair = _folders_of(folder)
     if pair is None:
         if not _segmentations(folder):
             raise InputError(f"no folders imagesTr and labelsTr in {folder}; give --images and --labels")
         return _side_by_side(folder)
-    found = find_pairs(folder / pair[0], folder / pair[1])
+    found = find_pairs(folder / pair[0], folder / pair[1], unlabelled)
     found.source = folder
     return found
 
@@ -234,11 +237,9 @@ def _side_by_side(folder: Path) -> FoundScans:
     return found
 
 
-def _check_together(found: FoundScans, content: Mapping[str, Any]) -> None:
-    """Find scans of one name, and warn of another number of training scans than `dataset.json` declares."""
-    names = [*(pair.case for pair in found.pairs), *found.unlabelled]
-    found.problems += [f"two scans of the name {case}; rename one" for case in twice(names)]
+def _check_count(found: FoundScans, content: Mapping[str, Any]) -> None:
+    """Warn of another number of training scans with a label than `dataset.json` declares."""
     declared = content.get("numTraining")
     training = len(found.pairs) - sum(request.count(",") for request in found.requests.values())
     if isinstance(declared, int) and declared != training:
-        found.warnings.append(f"numTraining is {declared}, but there are {training} scans to train on")
+        found.warnings.append(f"numTraining is {declared}, but there are {training} labelled scans to train on")

@@ -14,6 +14,8 @@ from pipeline.data import scan_suffix
 from pipeline.data.scans.case_names import FIRST_CHANNEL, bare_names, case_of_file, match_names
 from pipeline.errors import InputError
 
+# What a line about a scan without a label ends with.
+LABEL_OR_TRAIN = "add it, or give --train-unlabelled"
 _CASE = "{case}"
 _OTHER_CHANNEL = re.compile(r"(.+)_000[1-9]")
 
@@ -63,7 +65,9 @@ def find_pairs(images: str | Path, labels: str | Path, unlabelled: bool = False)
     if unlabelled:
         found.unlabelled = {bare: scans[name] for name, bare in sorted(bare_names(left).items())}
     else:
-        found.problems += [f"image {scans[name]} has no label of its name in {labels}" for name in sorted(left)]
+        found.problems += [
+            f"image {scans[name]} has no label of its name in {labels}; {LABEL_OR_TRAIN}" for name in sorted(left)
+        ]
     alone = maps.keys() - {label for _, label in matched.values()}
     found.problems += [f"label {maps[name]} has no image of its name in {images}" for name in sorted(alone)]
     return found
@@ -138,10 +142,13 @@ class NamePattern:
                 yield match["case"], path
 
 
-def find_by_patterns(images: Path, labels: Path, image_pattern: str, label_pattern: str) -> FoundScans:
+def find_by_patterns(
+    images: Path, labels: Path, image_pattern: str, label_pattern: str, unlabelled: bool = False
+) -> FoundScans:
     """Return the pairs whose paths below `images` and `labels` fit the patterns, matched by `{case}`.
 
     A file that fits both belongs to the pattern that says more about it: `{case}_seg` of the two that `{case}` fits.
+    With `unlabelled`, scans without a label are no problem.
     Raises `InputError` for patterns without `{case}`, folders that are not there, and patterns that nothing fits.
     """
     wanted = {"image": (images, NamePattern(image_pattern)), "label": (labels, NamePattern(label_pattern))}
@@ -161,7 +168,10 @@ def find_by_patterns(images: Path, labels: Path, image_pattern: str, label_patte
     maps, more = _by_name(files["label"], "label", labels)
     found = FoundScans(images, layout="names that fit the patterns", problems=problems + more)
     found.pairs = [ScanPair(case, scans[case], maps[case]) for case in sorted(scans.keys() & maps.keys())]
-    for kind, files_by_case, others in (("label", scans, maps), ("image", maps, scans)):
-        alone = sorted(files_by_case.keys() - others.keys())
-        found.problems += [f"{files_by_case[case]} has no {kind} of case {case}" for case in alone]
+    alone = {case: scans[case] for case in sorted(scans.keys() - maps.keys())}
+    if unlabelled:
+        found.unlabelled = alone
+    else:
+        found.problems += [f"{path} has no label of case {case}; {LABEL_OR_TRAIN}" for case, path in alone.items()]
+    found.problems += [f"{maps[case]} has no image of case {case}" for case in sorted(maps.keys() - scans.keys())]
     return found

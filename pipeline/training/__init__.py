@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "checkpoints": ("BestModelSaver", "TrainingStateSaver"),
         "clock": ("TrainingClock",),
         "interruption": ("Stopped",),
-        "label_checks": ("check_needs_distillation", "tell_of_other_labels"),
+        "label_checks": ("check_labels_fill_a_batch", "check_needs_distillation", "tell_of_other_labels"),
         "losses": ("segmentation_loss",),
         "paraphrasing": (
             "ReconstructionLoss",

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run with few labels asks for, checked: options that need a teacher, and a teacher with other labels."""
+"""What a run with few labels asks for, checked: options that need a teacher, full batches, a teacher's labels."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
-from pipeline.data import Dataset
+from pipeline.data import DATASET_FILE, Dataset
 from pipeline.distillation import Distiller
 from pipeline.errors import InputError
 from pipeline.networks import SavedModel
@@ -32,6 +32,26 @@ def check_needs_distillation(distiller: Distiller | None, unlabelled_share: floa
         raise InputError(
             f"--student_view {view}: only a distillation gives the student another view than the teacher's; name "
             "distill.yaml too, or leave it out"
+        )
+
+
+def check_labels_fill_a_batch(items: Sized, batch_size: int, dataset: Dataset, unlabelled_share: float = 0.0) -> None:
+    """Refuse (`InputError`) fewer labelled items than one batch where training cases lack a label.
+
+    A short batch is no fair control for a student whose batches are full by items without a label. Those have a sampler
+    that checks them. A dataset with all labels may be as small as it is.
+
+    Args:
+        items: that the run trains on; without an `unlabelled_share`, all of them are labelled.
+        batch_size: items of one iteration of all processes together.
+        dataset: that they are of.
+        unlabelled_share: share of each batch that comes from cases without a label.
+    """
+    if not unlabelled_share and dataset.unlabelled_cases and len(items) < batch_size:
+        raise InputError(
+            f"a batch has {batch_size} labelled items, but training has {len(items)}, because cases of "
+            f"{dataset.folder / DATASET_FILE} lack a label; give all runs that are compared --batch_size {len(items)} "
+            "or less, or more labels"
         )
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from data_prep import phantom_ct, phantom_slides
+from data_prep.folder import main as make_dataset
 from pipeline.data import load_dataset
-from tests.bundles.bundle_commands import assert_done, config_files, error_line, run, run_program
+from tests.bundles.bundle_commands import ROOT, assert_done, config_files, error_line, run, run_program
 
 QUICK = ["--epochs", "1", "--batch_size", "4", "--size", "32", "--augmentation", "none"]
 FEW = ["--labelled_cases", "1"]
@@ -34,6 +36,17 @@ def teacher(dataset_dir, tmp_path_factory) -> Path:
     width = ["--width", "0.0625"]
     assert_done(run("synapse", "train", "--dataset_dir", dataset_dir, *QUICK, *FEW, *width, "--run_dir", run_dir))
     return run_dir
+
+
+@pytest.fixture(scope="module")
+def paraphrasing(teacher, dataset_dir, tmp_path_factory):
+    """Return the folder of a run of paraphrase.yaml, its options, and what it printed."""
+    run_dir = tmp_path_factory.mktemp("paraphrasers") / "run"
+    options = ["--dataset_dir", dataset_dir, *QUICK, "--student", "enet", "--teacher", teacher / "model.pt"]
+    options += ["--run_dir", run_dir]
+    result = run("synapse", "paraphrase", *options, *FEW)
+    assert_done(result)
+    return run_dir, options, result.stdout
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -89,13 +102,32 @@ def test_unlabelled_images_do_teach(teacher, dataset_dir, tmp_path):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_strong_view_paraphrasers_and_mean_teacher(teacher, dataset_dir, tmp_path):
+def test_paraphrasers_tell_whose_labels_were_hidden_and_do_not_go_on_with_others(paraphrasing, dataset_dir):
+    """The order of the images depends on that choice: labelled ones come first."""
+    run_dir, options, _ = paraphrasing
+    patients = load_dataset(dataset_dir, labelled_cases=1).labelled_patients
+    assert json.loads((run_dir / "labelled_patients.json").read_text()) == patients
+    assert json.loads((run_dir / "run.json").read_text())["settings"]["labelled_patients"] == patients
+    result = run("synapse", "paraphrase", *options, "--labelled_cases", "2", "--resume", "True")
+    assert f"is of a run with another recipe: labelled_patients was {patients!r}, is [" in error_line(result)
+
+
+@pytest.mark.parametrize("bundle", ["synapse", "gastric"])
+def test_paraphrase_records_the_labels_as_train_does(bundle):
+    configs = ROOT / "bundles" / bundle / "configs"
+    train, paraphrase = (ConfigParser.load_config_file(configs / f"{name}.yaml") for name in ("train", "paraphrase"))
+    assert paraphrase["recipe"]["labelled_patients"] == train["recipe"]["labelled_patients"]
+    assert [step for step in paraphrase["run"] if "record_run" in step] == [
+        step for step in train["run"] if "record_run" in step
+    ]
+
+
+def test_strong_view_paraphrasers_and_mean_teacher(teacher, paraphrasing, dataset_dir, tmp_path):
     data = ["--dataset_dir", dataset_dir, *QUICK, *FEW, "--student", "enet"]
     taught = [*data, "--teacher", teacher / "model.pt"]
-    result = run("synapse", "paraphrase", *taught, "--run_dir", tmp_path / "factors")
-    assert_done(result)
-    assert "--student enet --labelled_cases 1 --run_dir NEW_FOLDER" in result.stdout
-    flow = ["--method", "graph_flow", "--paraphraser", tmp_path / "factors/paraphraser.pt", "--student_view", "strong"]
+    factors, _, said = paraphrasing
+    assert "--student enet --labelled_cases 1 --run_dir NEW_FOLDER" in said
+    flow = ["--method", "graph_flow", "--paraphraser", factors / "paraphraser.pt", "--student_view", "strong"]
     assert_done(run("synapse", "distill", *taught, *flow, "--run_dir", tmp_path / "flow"))
     average = ["--method", "mean_teacher", "--student_view", "strong"]
     assert_done(run("synapse", "distill", *data, *average, "--run_dir", tmp_path / "average"))
@@ -111,10 +143,28 @@ def test_a_teacher_with_fewer_labels_is_told_of(teacher, dataset_dir, tmp_path):
     assert "the teacher learned from the labels of 1 patient, this run has those of 2 patients" in result.stdout
 
 
+def test_scans_that_nobody_labelled_teach(dataset_dir, tmp_path):
+    """From two folders to a distilled student; there are two scans with labels and one without that train."""
+    shutil.copytree(dataset_dir, source := tmp_path / "mine")
+    declared = load_dataset(source)
+    declared.training[0].label.unlink()
+    folders = ["--images", source / "images", "--labels", source / "labels", "--output", tmp_path / "data"]
+    options = ["--modality", "CT", "--organs", ",".join(declared.organs.values()), "--train-unlabelled"]
+    for split in ("validation", "test"):
+        options += [f"--{split}", ",".join(case.case for case in declared.split(split))]
+    assert make_dataset(list(map(str, [*folders, *options]))) == 0
+    made = load_dataset(tmp_path / "data")
+    assert made.unlabelled_cases == [declared.training[0].case]
+    taught = ["--dataset_dir", tmp_path / "data", *QUICK, "--student", "enet", "--method", "mean_teacher"]
+    assert_done(run("synapse", "distill", *taught, "--run_dir", tmp_path / "run"))
+    recipe = torch.load(tmp_path / "run/model.pt", weights_only=True)["extra"]["recipe"]
+    assert (recipe["labelled_patients"], recipe["unlabelled_share"]) == (made.labelled_patients, 0.5)
+
+
 def test_gastric_student_learns_from_few_labels_and_the_rest(tmp_path):
     data = tmp_path / "tissue"
     assert phantom_slides.main(["--output", str(data), "--images", "8", "--side", "160"]) == 0
-    few = ["--dataset_dir", data, *QUICK, "--labelled_fraction", "0.4"]
+    few = ["--dataset_dir", data, *QUICK, "--batch_size", "2", "--labelled_fraction", "0.4"]
     assert_done(run("gastric", "train", *few, "--width", "0.0625", "--run_dir", tmp_path / "teacher"))
     taught = ["--teacher", tmp_path / "teacher/model.pt", "--student", "enet", "--method", "kd"]
     result = run("gastric", "distill", *few, *taught, "--student_view", "strong", "--run_dir", tmp_path / "student")
@@ -152,6 +202,8 @@ def test_3d_networks_learn_from_volumes_without_a_label(dataset_dir, tmp_path):
         ("distill", [*FEW, "--unlabelled_share", "half"], "--unlabelled_share is 'half'; give a number"),
         ("train", ["--epoch_iterations", "2.5"], "--epoch_iterations is 2.5; give a whole number from 1"),
         ("distill", [*FEW, "--batch_size", "20"], "a batch has 10 labelled items, but training has 8"),
+        ("train", [*FEW, "--batch_size", "20"], "a batch has 20 labelled items, but training has 8, because cases of"),
+        ("distill", [*FEW, "--unlabelled_share", "0.0", "--batch_size", "9"], "give all runs that are compared --b"),
         ("distill", [*FEW, "--student_view", "weak"], "'weak' is unknown; choose one of same, strong"),
         ("distill", ["--method", "kd", "--teacher", "None"], "--teacher"),
     ],

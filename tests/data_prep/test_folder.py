@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from data_prep.check import check_dataset
 from data_prep.folder import main, read_labels
 from pipeline.data import load_dataset, read_label, read_volume
 from pipeline.errors import InputError
@@ -180,6 +181,67 @@ def test_oddities_are_said_but_allowed(source, capsys):
     assert "case s1: values 0..253 do not look like Hounsfield units" in said
     assert "case s2: the label s2.nii.gz is empty" in said
     assert "no training case has a right kidney" in said
+
+
+@pytest.fixture
+def half_labelled(source) -> Path:
+    """Beside the four scans with labels, three without: u1 and u2, and s5 as another tool names its only channel."""
+    for seed, name in ((10, "u1"), (11, "u2"), (12, "s5_0000")):
+        write(source / "images" / f"{name}.nii.gz", scan(seed)[0])
+    return source
+
+
+@pytest.mark.parametrize("patterns", [[], ["--image-pattern", "{case}", "--label-pattern", "{case}"]])
+@pytest.mark.parametrize("link", [[], ["--link"]])
+def test_scans_without_a_label_train_if_asked_for(half_labelled, link, patterns, capsys):
+    assert run(half_labelled, "--train-unlabelled", "--test", "0.25", "--validation", "0.25", *link, *patterns) == 0
+    dataset = load_dataset(half_labelled / "out")
+    assert [len(dataset.split(split)) for split in ("training", "validation", "test")] == [5, 1, 1]  # shares of four
+    assert dataset.unlabelled_cases == (["s5_0000", "u1", "u2"] if patterns else ["s5", "u1", "u2"])
+    declared = json.loads((half_labelled / "out/dataset.json").read_text())
+    assert declared["training"][-1] == {"case": "u2", "patient": "u2", "image": "images/u2.nii.gz"}
+    assert np.array_equal(read_volume(dataset.training[-1].image).array, scan(11)[0])
+    assert not (half_labelled / "out/unlabelled").exists()
+    assert "  without label: 3 of the training cases\n" in capsys.readouterr().out
+    check = check_dataset(half_labelled / "out")
+    assert check.errors == 0
+    assert sum("distillation alone learns from it" in row.remedy for row in check.rows) == 3
+
+
+def test_a_scan_without_a_label_is_refused_and_the_option_named(half_labelled, capsys):
+    with pytest.raises(InputError, match="3 problems"):
+        run(half_labelled)
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.endswith("; add it, or give --train-unlabelled") for line in lines)
+    assert nothing_is_left(half_labelled)
+
+
+def test_no_scan_of_a_patient_of_validation_or_test_trains(half_labelled, capsys):
+    text = "case,patient\ns1,anna\nu1,anna\ns2,bert\nu2,bert\ns3,carl\ns4,carl\ns5,carl\n"
+    (half_labelled / "patients.csv").write_text(text)
+    given = ["--train-unlabelled", "--patients", str(half_labelled / "patients.csv"), "--test", "anna"]
+    assert run(half_labelled, *given, "--validation", "bert") == 0
+    dataset = load_dataset(half_labelled / "out")
+    assert [(case.case, case.patient) for case in dataset.training] == [("s3", "carl"), ("s4", "carl"), ("s5", "carl")]
+    assert sorted(path.name for path in (half_labelled / "out/unlabelled").iterdir()) == ["u1.nii.gz", "u2.nii.gz"]
+    said = capsys.readouterr()
+    assert "scan u1 has no label and does not train, because its patient anna is in test" in said.err
+    assert "scan u2 has no label and does not train, because its patient bert is in validation" in said.err
+    assert "  without label: 2 scans to segment" in said.out
+
+
+def test_a_scan_without_a_label_is_never_scored(half_labelled, capsys):
+    with pytest.raises(InputError, match="1 problem"):
+        run(half_labelled, "--train-unlabelled", "--test", "u1")
+    assert "--test: no case or patient 'u1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", [[], ["--link"]])
+def test_two_scans_of_one_name_of_which_one_has_a_label(source, link, capsys):
+    write(source / "images/s1_0000.nii.gz", scan(10)[0])
+    with pytest.raises(InputError, match="1 problem"):
+        run(source, "--train-unlabelled", *link)
+    assert "two scans of the name s1; rename one" in capsys.readouterr().err
 
 
 def moved_affine() -> np.ndarray:

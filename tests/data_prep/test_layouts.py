@@ -144,7 +144,7 @@ def test_files_that_are_not_listed_are_left_out_and_told(decathlon, capsys):
     assert cases(imported(decathlon, "--test", "la_003"))[0] == ["la_004"]
     said = capsys.readouterr().err
     assert re.search(r"not listed in dataset.json, so left out: 1 files of .*imagesTr \(la_005.nii.gz\)", said)
-    assert "numTraining is 3, but there are 2 scans to train on" in said
+    assert "numTraining is 3, but there are 2 labelled scans to train on" in said
 
 
 def test_older_nnunet_lists_images_without_their_channel(decathlon):
@@ -168,6 +168,29 @@ def test_labels_of_imagests_are_the_test_split(nnunet):
     assert cases(dataset)[2] == ["sp_9"]
     assert len(dataset.validation) == 1  # a tenth, since models are chosen by it
     assert not (dataset.folder / "unlabelled").exists()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_scans_without_a_label_train_if_asked_for(decathlon, nnunet, listed, capsys):
+    """Those of imagesTs too, which nobody can score."""
+    folder, left = (decathlon, "la_004") if listed else (nnunet, "sp_4")
+    (folder / f"labelsTr/{left}.nii.gz").unlink()
+    if listed:
+        entries = json.loads((folder / "dataset.json").read_text())["training"]
+        edit(folder, training=[entries[0], {"image": entries[1]["image"]}, entries[2]])
+    held = "la_003" if listed else "sp_0"
+    refused(folder, "1 problem", "--test", held)
+    assert "; add it, or give --train-unlabelled" in capsys.readouterr().err
+    dataset = imported(folder, "--train-unlabelled", "--test", held)
+    assert sorted(dataset.unlabelled_cases) == (["la_001", "la_002", "la_004"] if listed else ["sp_4", "sp_9"])
+    assert cases(dataset)[2] == [held]
+    assert not (dataset.folder / "unlabelled").exists()
+
+
+def test_a_validation_scan_of_a_list_needs_its_label(decathlon, capsys):
+    edit(decathlon, validation=[{"image": "imagesTs/la_001.nii.gz"}])
+    refused(decathlon, "1 problem", "--train-unlabelled")
+    assert "validation: imagesTs/la_001.nii.gz has no label in dataset.json\n" in capsys.readouterr().err
 
 
 FOLDS = [{"train": ["sp_0", "sp_1", "sp_2", "sp_3"], "val": ["sp_4"]}, {"train": ["sp_4", "sp_3"], "val": ["sp_0"]}]
@@ -323,6 +346,12 @@ def test_slicer_files_are_pairs_and_segments_go_by_their_names(slicer):
     swapped = np.array([0, 2, 1], np.uint8)[label_of(1)]
     assert np.array_equal(read_label(dataset.test[0].label).array, swapped)
     assert (dataset.folder / "unlabelled/p2.nii.gz").is_file()
+
+
+def test_a_slicer_scan_without_a_segmentation_trains_if_asked_for(slicer):
+    dataset = imported(slicer, "--modality", "MR", "--test", "p1", "--train-unlabelled")
+    assert cases(dataset) == (["p0", "p2"], [], ["p1"])
+    assert dataset.unlabelled_cases == ["p2"]
 
 
 def test_slicer_files_in_two_folders(slicer, tmp_path):

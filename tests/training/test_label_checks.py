@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that need a teacher are refused without one, and a teacher with other labels is told of."""
+"""Options that need a teacher are refused without one, short batches too; a teacher with other labels is told of."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.training import check_needs_distillation, tell_of_other_labels
+from pipeline.training import check_labels_fill_a_batch, check_needs_distillation, tell_of_other_labels
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,17 @@ def test_what_only_a_distillation_uses_is_refused_without_one(options, message):
         check_needs_distillation(None, **options)
     check_needs_distillation(object(), **options)
     check_needs_distillation(None)
+
+
+def test_fewer_labelled_items_than_a_batch_are_refused_where_cases_lack_a_label():
+    """Teacher and student alone once had short batches where those of a distilled student were full."""
+    few, complete = (SimpleNamespace(folder=Path("D"), unlabelled_cases=cases) for cases in (["x"], []))
+    message = r"a batch has 4 labelled items, but training has 3, because cases of D.dataset\.json lack a label; .* 3 "
+    with pytest.raises(InputError, match=message):
+        check_labels_fill_a_batch(range(3), 4, few)
+    check_labels_fill_a_batch(range(4), 4, few)
+    check_labels_fill_a_batch(range(3), 4, complete)
+    check_labels_fill_a_batch(range(3), 4, few, unlabelled_share=0.5)  # the sampler of shared batches refuses these
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def build_coco(
     grid: int | None = None,
     temperature: float = TEMPERATURE,
     balance: float = BALANCE,
+    confidence: float = 0.0,
     adversarial_kind: str = "wgan-gp",
 ) -> dict[str, DistillationMethod]:
     """Return CoCo: the correlation term, knowledge distillation and, if wanted, the paper's adversary.
@@ -142,6 +143,7 @@ def build_coco(
         grid: see `CoCo`.
         temperature: of knowledge distillation.
         balance: likewise, see `kd`.
+        confidence: likewise.
         adversarial_kind: "wgan-gp" or "hinge".
 
     Raises:
@@ -149,7 +151,9 @@ def build_coco(
     """
     methods: dict[str, DistillationMethod] = {"coco": CoCo(pair, weight=weight, grid=grid)}
     if kd != 0:
-        methods["kd"] = KnowledgeDistillation(pair, weight=kd, temperature=temperature, balance=balance)
+        methods["kd"] = KnowledgeDistillation(
+            pair, weight=kd, temperature=temperature, balance=balance, confidence=confidence
+        )
     if adversarial != 0:  # a discriminator of weight 0 would only cost time
         methods["adversary"] = build_adversary("coco", "adversarial", pair, adversarial, adversarial_kind)
     return methods

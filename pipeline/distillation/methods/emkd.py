@@ -71,6 +71,7 @@ class EfficientMedical(DistillationMethod):
         region: weight of the affinities of regions.
         temperature: tau of the predictions; the authors have 4.
         balance: of the predictions, see `kd`; the authors have 0.
+        confidence: likewise.
         p: power of the activations in the importance maps, from 1.
     """
 
@@ -86,11 +87,16 @@ class EfficientMedical(DistillationMethod):
         region: float = 0.9,
         temperature: float = TEMPERATURE,
         balance: float = BALANCE,
+        confidence: float = 0.0,
         p: float = 4.0,
     ) -> None:
         parts = {"emkd_prediction": prediction, "emkd_importance": importance, "emkd_region": region}
         super().__init__({term: weight * part for term, part in parts.items()})
-        self.prediction = KnowledgeDistillationLoss(check_number("emkd", "temperature", temperature), balance)
+        self.prediction = KnowledgeDistillationLoss(
+            check_number("emkd", "temperature", temperature),
+            balance,
+            check_number("emkd", "confidence", confidence, least=0, most=1),
+        )
         self.region = RegionAffinityLoss(pair.out_channels)
         self.p = check_number("emkd", "p", p, least=1)
 
@@ -102,7 +108,7 @@ class EfficientMedical(DistillationMethod):
         taps = list(zip(student.features, teacher.features, strict=True))
         classes = with_teachers_classes(labels, teacher.logits)
         return {
-            "emkd_prediction": self.prediction(student.logits, teacher.logits, classes),
+            "emkd_prediction": self.prediction(student.logits, teacher.logits, labels),
             "emkd_importance": torch.stack([attention_loss(*both, self.p) for both in taps]).sum(),
             "emkd_region": torch.stack([self.region(*both, classes) for both in taps]).sum(),
         }

@@ -54,6 +54,7 @@ class GraphFlowPreset:
     patch: int = 3
     temperature: float = TEMPERATURE
     balance: float = BALANCE
+    confidence: float = 0.0
     adversarial_kind: str = "wgan-gp"
     centred: bool = False
     adapter: bool = False
@@ -102,8 +103,13 @@ def build_graph_flow(pair: NetworkPair, *, preset: str = "bounded", **settings: 
     adapters = tuple(identity_adapter(c, pair.spatial_dims) for c in pair.student_channels) if chosen.adapter else None
     methods: dict[str, DistillationMethod] = {}
     if chosen.kd != 0:
-        kd = KnowledgeDistillation(pair, weight=chosen.kd, temperature=chosen.temperature, balance=chosen.balance)
-        methods["kd"] = kd
+        methods["kd"] = KnowledgeDistillation(
+            pair,
+            weight=chosen.kd,
+            temperature=chosen.temperature,
+            balance=chosen.balance,
+            confidence=chosen.confidence,
+        )
     methods["graph_flow"] = GraphFlow(loss, pair.paraphrasers, chosen.vertices, chosen.edges, adapters)
     if chosen.adversarial != 0:  # a discriminator of weight 0 would only cost time
         methods["adversary"] = build_adversary(

@@ -38,6 +38,17 @@ from pipeline.unlabelled import UNLABELLED
 TEMPERATURE, BALANCE = 2.0, 0.5
 
 
+def labelled_or_sure(labels: torch.Tensor, teacher: torch.Tensor, confidence: float) -> torch.Tensor:
+    """Return which pixels (B, ...) have a label, or a class whose probability is at least `confidence`.
+
+    Args:
+        labels: (B, 1, ...).
+        teacher: (B, K, ...), its logits; the probabilities are those at temperature 1.
+        confidence: from 0 to 1.
+    """
+    return (labels.squeeze(1) != UNLABELLED) | (teacher.softmax(dim=1).amax(dim=1) >= confidence)
+
+
 class KnowledgeDistillationLoss(nn.Module):
     """tau^2 KL(softmax(teacher / tau) || softmax(student / tau)), the weighted mean over pixels and batch.
 
@@ -71,8 +82,7 @@ class KnowledgeDistillationLoss(nn.Module):
                 classes = teacher.argmax(dim=1) if labels is None else known_classes(labels, teacher)
                 divergence = divergence * pixel_weights(classes, teacher.shape[1], self.balance)
             if self.confidence and labels is not None:
-                sure = teacher.softmax(dim=1).amax(dim=1) >= self.confidence
-                divergence = divergence * (sure | (labels.squeeze(1) != UNLABELLED))
+                divergence = divergence * labelled_or_sure(labels, teacher, self.confidence)
             return self.temperature**2 * divergence.mean()
 
 

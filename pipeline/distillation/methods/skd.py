@@ -30,7 +30,7 @@ from pipeline.distillation.discriminator import Discriminator
 from pipeline.distillation.method import DistillationMethod, NetworkPair, Tapped
 from pipeline.distillation.methods.adversarial import AdversarialDistillation
 from pipeline.distillation.methods.adversary import check_adversary, weight_and_share
-from pipeline.distillation.methods.kd import BALANCE
+from pipeline.distillation.methods.kd import BALANCE, labelled_or_sure
 from pipeline.distillation.methods.relations import common_grid, largest_grid, unit_vectors
 from pipeline.distillation.settings import check_number
 from pipeline.errors import InputError
@@ -39,7 +39,7 @@ MOST_REGIONS = 1024
 
 
 def pixel_cross_entropy(
-    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, balance: float = 0.0
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, balance: float = 0.0, confidence: float = 0.0
 ) -> torch.Tensor:
     """Return the cross-entropy of two logit maps, the weighted mean over pixels and batch; collective.
 
@@ -50,10 +50,12 @@ def pixel_cross_entropy(
         teacher: (B, K, ...); no gradient reaches it.
         labels: (B, 1, ...), for the class of each pixel; the teacher's likeliest class counts where there is none.
         balance: see `pixel_weights`; 0 is the plain mean over pixels.
+        confidence: see `KnowledgeDistillationLoss`.
     """
     teacher = teacher.detach()
     entropy = -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1)
-    return (entropy * pixel_weights(known_classes(labels, teacher), teacher.shape[1], balance)).mean()
+    entropy = entropy * pixel_weights(known_classes(labels, teacher), teacher.shape[1], balance)
+    return (entropy * labelled_or_sure(labels, teacher, confidence)).mean()
 
 
 def pairwise_similarity(features: torch.Tensor, grid_shape: tuple[int, ...]) -> torch.Tensor:
@@ -90,6 +92,7 @@ class PixelPairDistillation(DistillationMethod):
         pairwise: weight of the pair-wise term.
         scale: side of a region as a share of the map's: the published 0.5 gives 2 x 2 regions.
         balance: of the pixel-wise term, see `kd`; the authors have 0.
+        confidence: likewise.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class PixelPairDistillation(DistillationMethod):
         pairwise: float = 10.0,
         scale: float = 0.5,
         balance: float = BALANCE,
+        confidence: float = 0.0,
     ) -> None:
         super().__init__({"skd_pixel": pixel, "skd_pair": pairwise})
         nodes = math.ceil(1 / check_number("skd", "scale", scale, most=0.5) - 1e-9)
@@ -107,12 +111,14 @@ class PixelPairDistillation(DistillationMethod):
         if nodes > most:
             raise InputError(f"skd: scale is {scale}; it must be at least 1/{most}, for at most {most} regions an axis")
         self.loss, self.balance = PairwiseLoss(nodes), check_balance("skd", balance)
+        self.confidence = check_number("skd", "confidence", confidence, least=0, most=1)
 
     def forward(self, student: Tapped, teacher: Tapped, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the scalar terms `skd_pixel` and `skd_pair`; shapes as in `DistillationMethod`."""
         pairs = zip(student.features, teacher.features, strict=True)
+        logits = student.logits, teacher.logits
         return {
-            "skd_pixel": pixel_cross_entropy(student.logits, teacher.logits, labels, self.balance),
+            "skd_pixel": pixel_cross_entropy(*logits, labels, self.balance, self.confidence),
             "skd_pair": torch.stack([self.loss(*taps) for taps in pairs]).mean(),
         }
 
@@ -149,6 +155,7 @@ def build_skd(
     holistic: float | Mapping[str, float] = 0.0,
     scale: float = 0.5,
     balance: float = BALANCE,
+    confidence: float = 0.0,
     adversarial_kind: str = "wgan-gp",
 ) -> dict[str, DistillationMethod]:
     """Return structured knowledge distillation whole.
@@ -162,6 +169,7 @@ def build_skd(
             Or a share of the gradient, `{"share": 0.1}`.
         scale: see `PixelPairDistillation`.
         balance: likewise.
+        confidence: likewise.
         adversarial_kind: "wgan-gp" or "hinge".
 
     Raises:
@@ -169,7 +177,12 @@ def build_skd(
     """
     methods: dict[str, DistillationMethod] = {
         "skd": PixelPairDistillation(
-            pair, pixel=weight * pixel, pairwise=weight * pairwise, scale=scale, balance=balance
+            pair,
+            pixel=weight * pixel,
+            pairwise=weight * pairwise,
+            scale=scale,
+            balance=balance,
+            confidence=confidence,
         )
     }
     holistic_weight, share = weight_and_share("skd", "holistic", holistic)
