@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,37 @@ from monai.bundle import ConfigParser
 from data_prep import phantom_ct, phantom_slides
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.grid.labels import LABELLED
 from tests.bundles.bundle_commands import ROOT
 
 PUBLISHED = {"synapse": "chaos_mr", "gastric": "ebhi_seg"}
 STUDENT_STEPS, TEACHER_STEPS = {"synapse": 1600, "gastric": 400}, 600
+SEEDS = {"synapse": (0, 1), "gastric": (0, 1, 2)}
+AMOUNTS = {
+    "synapse": {
+        "1_patient": {"labelled_cases": 1},
+        "2_patients": {"labelled_cases": 2},
+        "4_patients": {"labelled_cases": 4},
+        "all": {},
+    },
+    "gastric": {
+        "2_percent": {"labelled_fraction": 0.02},
+        "5_percent": {"labelled_fraction": 0.05},
+        "10_percent": {"labelled_fraction": 0.1},
+        "20_percent": {"labelled_fraction": 0.2},
+        "all": {},
+    },
+}
+# The share of each batch that has no label; arms without one train on the labelled images alone, as a share of 0 does.
+ARMS = {
+    "alone": None,
+    "alone_balanced": None,
+    "mean_teacher": 0.5,
+    "kd": 0.0,
+    "kd_review": 0.0,
+    "kd_unlabelled": 0.5,
+    "kd_review_unlabelled": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +79,26 @@ def test_all_arms_and_amounts_take_the_same_number_of_steps(bundle, own_data, da
     teachers = {name for name in steps if name.endswith("_teacher") and "mean" not in name}
     assert {steps[name] for name in teachers} == {TEACHER_STEPS}
     assert {steps[name] for name in steps.keys() - teachers} == {STUDENT_STEPS[bundle]}
+
+
+@pytest.mark.parametrize("own_data", [True, False])
+@pytest.mark.parametrize("bundle", PUBLISHED)
+def test_every_amount_has_every_arm_of_both_students_in_all_seeds(bundle, own_data, datasets):
+    """Where all labels are there, no arm that wants images without a label can be."""
+    own = {"training::size": 32} if own_data else {}
+    teachers, students = [], []
+    for run in grid(bundle, datasets[bundle], own_data, **own).planned_runs():
+        options = run.steps[0].options
+        assert {name: options[name] for name in LABELLED if name in options} == AMOUNTS[bundle][run.amount]
+        if "arm" not in options:
+            teachers.append(run.name)
+            continue
+        assert options.get("unlabelled_share") == ARMS[options["arm"]]
+        network = options["network" if run.steps[0].config == "train" else "student"]
+        students.append((run.amount, network, options["arm"], options["seed"]))
+    assert sorted(teachers) == sorted(f"{amount}_teacher" for amount in AMOUNTS[bundle])
+    every = product(AMOUNTS[bundle], ("enet", "mobile_unet"), ARMS, SEEDS[bundle])
+    assert sorted(students) == sorted(run for run in every if run[0] != "all" or not ARMS[run[2]])
 
 
 def test_the_length_of_gastric_runs_is_one_option(datasets):

@@ -7,13 +7,16 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.comparison import Comparison, arrange, read_runs
 from pipeline.comparison.label_efficiency import Amount, efficiency_rows, labelled_count, verdict
+from pipeline.comparison.pictures import label_curves
 from pipeline.comparison.pictures.label_curves import draw_label_curves
 from pipeline.comparison.write_label_efficiency import write_label_efficiency
-from tests.comparison.run_folders import make_scan_run, taught_by
+from tests.comparison.picture_runs import a_run, an_arm
+from tests.comparison.run_folders import make_scan_run, make_slide_run, taught_by
 from tests.grid.test_labels import dataset
 
 
@@ -157,8 +160,71 @@ def test_the_caption_has_the_figures_of_the_paper(amounts, tmp_path):
     caption = draw_label_curves(efficiency_rows(amounts), tmp_path).caption
     assert "with 2, 6, 10, 14, 18 labelled cases: teacher .383, .628, .723, .760, .795;" in caption
     assert "Mobile U-Net .262, .515, .613, .678, .733;" in caption
+    assert "on labelled cases .328, .606, .687, .699, .787;" in caption
     assert "on all cases .441, .627, .724, .743, .787" in caption
     assert "longer trainings" in caption
+    assert "gastric" not in caption
+
+
+def test_the_caption_of_slides_has_the_gastric_figures_of_the_paper(tmp_path):
+    """The accuracy of the same networks, with 20 to 100 % of the labels; the paper's plot has a digit more."""
+    label = np.zeros((8, 8), np.uint8)
+    label[:4] = 1
+    kd = {"distillation": taught_by("ab")}
+    runs = [
+        make_slide_run(tmp_path / name, {"a": (label, label)}, {1: "cancer"}, **more)
+        for name, more in (("alone", {}), ("kd", kd))
+    ]
+    rows = efficiency_rows([Amount("all", None, arrange(read_runs(runs)))])
+    caption = draw_label_curves(rows, tmp_path).caption
+    assert "of the test mIoU;" in caption
+    assert "accuracy with 20, 40, 60, 80, 100 % of the labels: teacher .853, .881, .894, .894, .901;" in caption
+    assert "Mobile U-Net .770, .803, .825, .835, .854;" in caption
+    assert "on labelled tiles .780, .831, .837, .842, .886;" in caption
+    assert "on all tiles .812, .840, .854, .858, .886" in caption
+    assert "Synapse" not in caption
+
+
+def of_two_students(name: str, teacher: float, **dice: float) -> Amount:
+    """Return an amount of a teacher, and of both students alone with these Dice and 0.1 higher with kd.
+
+    The teacher has one seed, the students have two, the second 0.02 higher.
+    """
+
+    def runs(value: float, seeds: int, **more: str) -> list:
+        scores = [{"liver": value + 0.02 * seed} for seed in range(seeds)]
+        return [a_run(seed, **more, case_1=score, case_2=score) for seed, score in enumerate(scores)]
+
+    arms = [an_arm(*runs(teacher, 1, network="FANet"), role="teacher")]
+    for network, value in dice.items():
+        arms.append(an_arm(*runs(value, 2, network=network)))
+        arms.append(an_arm(*runs(value + 0.1, 2, network=network, method="kd"), role="method"))
+    return Amount(name, None, Comparison("scans", "toy", "", tuple(arms), ("liver",), ()))
+
+
+def test_each_student_has_a_panel_and_several_seeds_have_a_band(tmp_path, monkeypatch):
+    """By hand: the line is in the middle of the two seeds, 0.01 above the lower; one seed has a band without height."""
+    drawn = []
+    monkeypatch.setattr(label_curves, "save_picture", lambda figure, path: (drawn.append(figure) or path, path))
+    amounts = [
+        of_two_students("few", teacher=0.6, ENet=0.3, ERFNet=0.2),
+        of_two_students("all", teacher=0.8, ENet=0.5, ERFNet=0.6),
+    ]
+    draw_label_curves(efficiency_rows(amounts), tmp_path)
+    (figure,) = drawn
+    for panel, student, alone in zip(figure.axes, ("ENet", "ERFNet"), ((0.3, 0.5), (0.2, 0.6)), strict=True):
+        kd = [value + 0.1 for value in alone]
+        assert panel.get_title() == student
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["few", "all"]
+        lowest = {"teacher FANet": (0.6, 0.8), "alone": alone, "+ kd": kd}
+        assert [line.get_label() for line in panel.lines] == list(lowest)
+        for line, band, low in zip(panel.lines, panel.collections, lowest.values(), strict=True):
+            height = 0.0 if line.get_label() == "teacher FANet" else 0.02
+            np.testing.assert_allclose(line.get_xydata(), [(0, low[0] + height / 2), (1, low[1] + height / 2)])
+            (path,) = band.get_paths()
+            for place in (0, 1):
+                edge = [y for x, y in path.vertices if x == place]
+                assert (min(edge), max(edge)) == pytest.approx((low[place], low[place] + height))
 
 
 def test_figure_is_drawn_alike_twice(amounts, tmp_path):

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import ceil
+from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
+from data_prep import phantom_ct, phantom_slides
+from pipeline.data import load_dataset
 from pipeline.errors import InputError
 from pipeline.training import ResumableSampler, SharedBatchSampler, training_sampler
 from tests.bundles.bundle_commands import ROOT
@@ -34,17 +38,24 @@ def epoch(labelled: int, unlabelled: int, processes: int = 1, number: int = 0, *
     return [torch.stack(parts, 1).flatten().tolist() for parts in zip(*loaders, strict=True)]
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-@pytest.mark.parametrize("labelled", [9, 10, 13, 24, 31])
+# Of 12 items, 9 and 3 can be shared by 1 or 3 processes, 6 and 6 by 1, 2, 3 or 6.
+@pytest.mark.parametrize(
+    ("share", "processes"),
+    [(0.25, 1), (0.25, 3), (0.5, 1), (0.5, 2), (0.5, 3), (0.5, 6), (0.75, 1), (0.75, 3)],
+)
 @pytest.mark.parametrize("unlabelled", [9, 11, 30, 47])
-@pytest.mark.parametrize("processes", [1, 3])
-def test_shares_hold_for_every_remainder_and_number_of_processes(labelled, unlabelled, processes, share):
-    batches = epoch(labelled, unlabelled, processes, unlabelled_share=share)
-    wanted = round(BATCH * share)
-    for batch in batches:
-        assert [item >= labelled for item in batch] == [False] * (BATCH - wanted) + [True] * wanted
-        assert len(set(batch)) >= BATCH - 2 * wanted  # a set that is passed again may meet its own end
-    assert batches == epoch(labelled, unlabelled, 1, unlabelled_share=share)
+def test_shares_hold_for_every_remainder_and_number_of_processes(unlabelled, processes, share):
+    others = round(BATCH * share)
+    for labelled in range(9, 21):
+        batches = epoch(labelled, unlabelled, processes, unlabelled_share=share)
+        assert len(batches) == max(ceil(labelled / (BATCH - others)), ceil(unlabelled / others))
+        for number, batch in enumerate(batches):
+            assert [item >= labelled for item in batch] == [False] * (BATCH - others) + [True] * others
+            for part, size in ((batch[: BATCH - others], labelled), (batch[BATCH - others :], unlabelled)):
+                first = number * len(part)
+                if first // size == (first + len(part) - 1) // size:  # the part lies within one pass over its set
+                    assert len(set(part)) == len(part)
+        assert batches == epoch(labelled, unlabelled, 1, unlabelled_share=share)
 
 
 def test_epoch_is_a_pass_over_the_larger_set_and_passes_the_smaller_again():
@@ -123,6 +134,31 @@ def test_paraphrasers_of_the_bundles_see_all_items(bundle):
     for key, value in {"train::dataset": Half(), "batch_size": 2, "epoch_iterations": 5}.items():
         config[key] = value
     assert Counter(config.get_parsed_content("train::sampler")) == Counter(range(10))
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> dict[str, Path]:
+    """Return a dataset of each kind: three scans train, or six pictures of three patients."""
+    folder = tmp_path_factory.mktemp("data")
+    scans, slides = folder / "scans", folder / "slides"
+    assert phantom_ct.main(["--output", str(scans), "--cases", "5", "--size", "40", "--slices", "8"]) == 0
+    assert phantom_slides.main(["--output", str(slides), "--images", "10", "--side", "128"]) == 0
+    return {"synapse": scans, "gastric": slides}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "labelled", "hidden"),
+    [("synapse", 1, 2), ("gastric", 2, 4)],  # one patient keeps the labels
+)
+def test_paraphrasers_of_the_bundles_get_the_images_whose_labels_are_hidden(bundle, labelled, hidden, phantoms):
+    files = [str(ROOT / f"bundles/{bundle}/configs/{name}.yaml") for name in ("train", "paraphrase")]
+    config = ConfigParser(ConfigParser.load_config_files(files))
+    for key, value in {"dataset_dir": str(phantoms[bundle]), "labelled_cases": labelled}.items():
+        config[key] = value
+    entries = config.get_parsed_content("training_set::datalist")
+    declared = load_dataset(phantoms[bundle]).datalist("training")
+    assert ["label" in entry for entry in entries] == [True] * labelled + [False] * hidden
+    assert {entry["image"] for entry in entries} == {entry["image"] for entry in declared}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -361,14 +362,14 @@ class Recorded:
         return segmentation_loss("ce")(logits, labels)
 
 
-def half_labelled(augmentation=None, **options) -> tuple[DistillationTrainer, Recorded]:
+def half_labelled(augmentation=None, student_view=None, build=OneLayer) -> tuple[DistillationTrainer, Recorded]:
     """Return a trainer of one step on two labelled items and two without a label, and its loss."""
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     items = [{"image": image, "label": (image > 0.5).byte()} for image in images]
     for item in items[2:]:
         item["label"] = torch.full_like(item["label"], UNLABELLED)
     torch.manual_seed(0)
-    network, loss = OneLayer(), Recorded()
+    network, loss = build(), Recorded()
     trainer = DistillationTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
@@ -377,7 +378,8 @@ def half_labelled(augmentation=None, **options) -> tuple[DistillationTrainer, Re
         optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
         loss_function=loss,
         augmentation=augmentation,
-        distiller=build_distiller("kd", OneLayer(), network, 2, 1, **options),
+        student_view=student_view,
+        distiller=build_distiller("kd", build(), network, 2, 1),
     )
     return trainer, loss
 
@@ -412,3 +414,53 @@ def test_what_an_augmentation_moves_in_gets_no_label_where_there_was_none():
     assert (output["label"][2:] == UNLABELLED).all()
     assert (output["label"][:2, ..., :4] == 0).all()
     assert len(loss.given[0][1]) == 2
+
+
+def with_foreign_halves(maps: torch.Tensor) -> torch.Tensor:
+    """Return maps (4, C, H, W) whose left halves are those of items 1, 0, 3 and 2."""
+    middle = maps.shape[-1] // 2
+    return torch.cat([maps[[1, 0, 3, 2], ..., :middle], maps[..., middle:]], -1)
+
+
+def strong_view(images: torch.Tensor, labels: torch.Tensor):
+    """Return a strong view without chance: darker images with foreign halves."""
+    return with_foreign_halves(images / 2), with_foreign_halves(labels), with_foreign_halves
+
+
+def test_the_teacher_sees_the_images_as_they_were_and_its_maps_are_cut_like_the_students_images():
+    """The stub's view, and what the teacher and the methods are given, written down."""
+    trainer, loss = half_labelled(student_view=strong_view, build=TinyNetwork)
+    trainer.network.dropout.p = 0.0
+    student, (batch,) = copy.deepcopy(trainer.network), trainer.data_loader
+    images, labels = batch["image"], with_foreign_halves(batch["label"])
+    shown, compared = [], []
+    teacher = trainer.distiller.teacher
+    hooks = [
+        teacher.register_forward_pre_hook(lambda _, given: shown.append(given)),
+        trainer.distiller.methods["kd"].register_forward_pre_hook(lambda _, given: compared.append(given)),
+    ]
+    trainer.run()
+    for hook in hooks:
+        hook.remove()
+
+    ((of_teacher,),) = shown
+    assert torch.equal(of_teacher, images)
+    ((mine, theirs, given),) = compared
+    assert torch.equal(given, labels)
+    assert torch.equal(mine.images, with_foreign_halves(images / 2))
+    assert torch.equal(theirs.images, images)
+    # The taps have a quarter of the places; each is cut in its own middle.
+    shallow = teacher.shallow(images)
+    taps = shallow, teacher.deep(torch.relu(shallow))
+    assert [tuple(tap.shape) for tap in taps] == [(4, 4, 4, 4)] * 2
+    for feature, tap in zip(theirs.features, taps, strict=True):
+        torch.testing.assert_close(feature, with_foreign_halves(tap))
+    logits = with_foreign_halves(teacher(images))
+    torch.testing.assert_close(theirs.logits, logits)
+
+    prediction = student(with_foreign_halves(images / 2))
+    term = trainer.state.output[0]["terms"]["kd"]
+    torch.testing.assert_close(term, KnowledgeDistillationLoss()(prediction, logits, labels).detach())
+    ((seen, of_labels),) = loss.given
+    torch.testing.assert_close(seen, prediction[:2].detach())
+    assert torch.equal(of_labels, labels[:2])
