@@ -123,9 +123,9 @@ class DistillationMethod(nn.Module):
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
         for term, weight in weights.items():
-            if not 0 <= weight < float("inf"):  # also refuses NaN
+            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):  # also refuses NaN
                 raise InputError(
-                    f"the weight of the loss term '{term}' is {weight}; it must be finite and not negative"
+                    f"the weight of the loss term '{term}' is {weight}; it must be a finite number and not negative"
                 )
         self.weights = dict(weights)
         self.prefix = ""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
@@ -12,7 +14,7 @@ from pipeline.comparison.cost import Cost
 from pipeline.comparison.pictures.all import draw_all
 from pipeline.comparison.pictures.box_plots import box_figure
 from pipeline.comparison.pictures.cost_plot import apart, cost_figure
-from pipeline.comparison.pictures.curves import Curve, averaged, curve_figure, over_seeds, read_curves
+from pipeline.comparison.pictures.curves import Curve, arm_bands, averaged, curve_figure, over_seeds, read_curves
 from pipeline.comparison.pictures.style import arm_styles, families, picture_style, save_picture
 from pipeline.comparison.tables.rows import ComparisonRow, MetricScore, comparison_rows
 from tests.comparison.picture_runs import a_run, an_arm
@@ -32,6 +34,17 @@ class TestCurves:
             [Curve(np.array([1.0, 2, 3, 4]), np.array([0.0, 1, 2, 3])), Curve(np.array([1.0, 3]), np.array([2.0, 6]))]
         )
         assert [column.tolist() for column in band] == [[1, 2, 3], [1, 2.5, 4], [0, 1, 2], [2, 4, 6]]
+
+    def test_runs_without_a_common_step_have_no_band(self, tmp_path):
+        """One run is validated after epoch 4, the other after epochs 5 and 9; both have a loss at steps 1 to 3."""
+        for name, epochs in (("short", (4,)), ("long", (5, 9))):
+            with SummaryWriter(str(tmp_path / name)) as writer:
+                for epoch in epochs:
+                    writer.add_scalar("val_mean_dice", 0.5, epoch)
+                for step in (1, 2, 3):
+                    writer.add_scalar("segmentation", 1.0 / step, step)
+        parts = [SimpleNamespace(tensorboard=tmp_path / name) for name in ("short", "long")]
+        assert list(arm_bands(SimpleNamespace(parts=parts))) == ["segmentation"]
 
     def test_what_tensorboard_wrote_is_read_and_values_that_are_not_finite_left_out(self, tmp_path):
         with SummaryWriter(str(tmp_path)) as writer:

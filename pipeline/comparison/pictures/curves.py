@@ -64,7 +64,10 @@ def averaged(curve: Curve, points: int = _POINTS) -> Curve:
 
 
 def over_seeds(curves: Sequence[Curve]) -> Band:
-    """Return mean and range of several curves at the steps of the first, as far as all of them reach."""
+    """Return mean and range of several curves at the steps of the first, as far as all of them reach.
+
+    Runs of very different lengths may have no step in common; the band is empty then.
+    """
     begin, end = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
     steps = curves[0].steps[(curves[0].steps >= begin) & (curves[0].steps <= end)]
     values = np.array([np.interp(steps, *curve) for curve in curves])
@@ -72,7 +75,10 @@ def over_seeds(curves: Sequence[Curve]) -> Band:
 
 
 def arm_bands(arm: Arm) -> dict[str, Band]:
-    """Return mean and range of each scalar over the runs of an arm that have it; warns of runs without event files."""
+    """Return mean and range of each scalar over the runs of an arm that have it, where these have a step in common.
+
+    Warns of runs without event files.
+    """
     by_tag: dict[str, list[Curve]] = {}
     for run in arm.parts:
         found = read_curves(run.tensorboard)
@@ -80,7 +86,8 @@ def arm_bands(arm: Arm) -> dict[str, Band]:
             logger.warning("%s has no event files; its learning curves are not drawn", run.tensorboard)
         for tag, curve in found.items():
             by_tag.setdefault(tag, []).append(averaged(curve))
-    return {tag: over_seeds(curves) for tag, curves in by_tag.items()}
+    bands = {tag: over_seeds(curves) for tag, curves in by_tag.items()}
+    return {tag: band for tag, band in bands.items() if len(band.steps)}
 
 
 def curve_figure(arms: Sequence[Arm], styles: Mapping[str, ArmStyle]) -> Figure | None:

@@ -244,7 +244,7 @@ def test_unknown_options_are_refused(options, message):
         GraphFlowLoss(**options)
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), {"share": 0.1}])
 def test_weights_must_be_finite_and_not_negative(weight):
     with pytest.raises(InputError, match="weight of the loss term 'edges'"):
         GraphFlow(GraphFlowLoss(), None, vertices=1.0, edges=weight)
