@@ -125,7 +125,7 @@ class DistillationMethod(nn.Module):
         for term, weight in weights.items():
             if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):  # also refuses NaN
                 raise InputError(
-                    f"the weight of the loss term '{term}' is {weight}; it must be a finite number and not negative"
+                    f"the weight of the loss term '{term}' is {weight}; it must be finite and not negative"
                 )
         self.weights = dict(weights)
         self.prefix = ""
