@@ -7,13 +7,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigParser
 
 from data_prep import phantom_ct, phantom_slides
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.grid.labels import LABELLED
-from tests.bundles.bundle_commands import ROOT
+from tests.bundles.planned_grids import grid_of
 
 PUBLISHED = {"synapse": "chaos_mr", "gastric": "ebhi_seg"}
 STUDENT_STEPS, TEACHER_STEPS = {"synapse": 1600, "gastric": 400}, 600
@@ -58,12 +57,7 @@ def datasets(tmp_path_factory) -> dict[str, Path]:
 def grid(bundle: str, dataset_dir: Path, own_data: bool, **overrides: object) -> Grid:
     """Return the grid of the files that the header names, or of those for data of the user's own."""
     names = ["benchmark", *([] if own_data else [PUBLISHED[bundle]]), "label_efficiency"]
-    configs = ROOT / "bundles" / bundle / "configs"
-    parser = ConfigParser(ConfigParser.load_config_files([str(configs / f"{name}.yaml") for name in names]))
-    given = {"dataset_dir": str(dataset_dir), "run_dir": "R", "bundle_root": str(configs.parent), "folds": None}
-    for key, value in (given | overrides).items():
-        parser[key] = value
-    return parser.get_parsed_content("grid")
+    return grid_of(bundle, names, dataset_dir=str(dataset_dir), folds=None, **overrides)
 
 
 @pytest.mark.parametrize("own_data", [True, False])

@@ -3,20 +3,10 @@
 
 from __future__ import annotations
 
-from monai.bundle import ConfigParser
-
 from pipeline.grid import Grid
-from tests.bundles.bundle_commands import ROOT
+from tests.bundles.planned_grids import grid_of
 
 ARMS_OF_ALL = {"alone", "alone_balanced", "kd", "kd_review", "graph_flow", "alone_review_time"}
-
-
-def grid(bundle: str, *names: str) -> Grid:
-    configs = ROOT / "bundles" / bundle / "configs"
-    parser = ConfigParser(ConfigParser.load_config_files([str(configs / f"{name}.yaml") for name in names]))
-    for key, value in {"dataset_dir": "D", "run_dir": "R", "bundle_root": str(configs.parent)}.items():
-        parser[key] = value
-    return parser.get_parsed_content("grid")
 
 
 def arms(planned: Grid, start: str) -> dict[str, set[str]]:
@@ -30,7 +20,7 @@ def arms(planned: Grid, start: str) -> dict[str, set[str]]:
 
 
 def test_on_chaos_enet_has_every_arm_in_two_seeds_of_each_fold():
-    planned = grid("synapse", "benchmark", "chaos_mr")
+    planned = grid_of("synapse", ["benchmark", "chaos_mr"])
     for fold in "abcde":
         enet = arms(planned, f"{fold}_enet_")
         assert enet.keys() == {"0", "1"}
@@ -40,14 +30,14 @@ def test_on_chaos_enet_has_every_arm_in_two_seeds_of_each_fold():
 
 
 def test_on_ebhi_seg_every_student_has_three_seeds():
-    planned = grid("gastric", "benchmark", "ebhi_seg")
+    planned = grid_of("gastric", ["benchmark", "ebhi_seg"])
     assert arms(planned, "tenth_enet_") == {seed: set(planned.methods) for seed in "012"}
     for student in ("mobile_unet", "erfnet"):
         assert arms(planned, f"tenth_{student}_") == dict.fromkeys("012", ARMS_OF_ALL)
 
 
 def test_the_ablation_is_of_kd_and_each_term_of_graph_flow():
-    planned = grid("gastric", "benchmark", "ebhi_seg", "ablation")
+    planned = grid_of("gastric", ["benchmark", "ebhi_seg", "ablation"])
     terms = {"kd", "kd_vertices", "kd_edges", "kd_adversarial", "graph_terms", "graph_flow", "graph_flow_adversarial"}
     assert arms(planned, "tenth_erfnet_") == {seed: {"alone", "alone_balanced"} | terms for seed in "012"}
     assert not arms(planned, "tenth_enet_")
