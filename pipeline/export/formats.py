@@ -57,8 +57,8 @@ class Format:
 def onnx_model(network: nn.Module, description: Description) -> Any:
     """Return a network as an ONNX model (`onnx.ModelProto`) with its description.
 
-    Torch's older exporter takes seconds, the one by `torch.export` a minute. The latter supports more operators
-    (adaptive pooling to maps of any size), so it is used where the older one fails. Raises `InputError` where both do.
+    Torch's older exporter takes seconds, the one by `torch.export` a minute. The latter supports other operators
+    (`rms_norm`), so it is used where the older one fails. Raises `InputError` where both do.
     """
     try:
         model = _traced_onnx(network, description)

@@ -85,6 +85,27 @@ def _two_blocks(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
+def grid_of_means(features: Tensor, side: int) -> Tensor:
+    """Return the means of a map (B, C, H, W) over the cells of a grid, (B, C, side, side).
+
+    Torch rounds a cell's first row down and its last one up, so that cells may overlap. ONNX has no such pooling, so
+    there the means are two products with matrices, and images may have other sizes than the exporter's example.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 -- torch.jit.script leaves out what stands under this alone
+        if torch.onnx.is_in_onnx_export():
+            rows, columns = (averaging(length, side, features) for length in features.shape[-2:])
+            return rows @ features @ columns.T
+    return F.adaptive_avg_pool2d(features, side)
+
+
+def averaging(length: int, side: int, like: Tensor) -> Tensor:
+    """Return the matrix (side, length) that takes a line to the means of its cells, in the type and place of `like`."""
+    place, cell = torch.arange(length, device=like.device), torch.arange(side, device=like.device)[:, None]
+    inside = (place >= cell * length // side) & (place < ((cell + 1) * length + side - 1) // side)
+    inside = inside.to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
 class DualDirectionAttention(nn.Module):
     """Adds context to a map: from two pooled grids (local) and from its pooled rows and columns (strips).
 
@@ -120,8 +141,8 @@ class DualDirectionAttention(nn.Module):
         reduced = self.reduce_local(features)
         maps = [self.full(reduced)]
         for index, conv in enumerate(self.pooled):
-            pooled = F.adaptive_avg_pool2d(reduced, self.grids[index])
-            maps.append(F.interpolate(conv(pooled), size=reduced.shape[-2:]))
+            grid = conv(grid_of_means(reduced, self.grids[index]))
+            maps.append(F.interpolate(grid, size=reduced.shape[-2:]))
         context = torch.cat(maps, dim=1) if self.gated else maps[0] + maps[1] + maps[2]
         return self.fuse_local(F.relu(context, inplace=True))
 

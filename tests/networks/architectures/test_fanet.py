@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.networks import BatchNorm2d, FANet
-from pipeline.networks.architectures.fanet import DualDirectionAttention, SelectiveKernel
+from pipeline.networks.architectures.fanet import DualDirectionAttention, SelectiveKernel, averaging
 
 
 def test_selective_kernel_is_a_softmax_over_two_branches():
@@ -37,6 +37,20 @@ def reference_attention(module: DualDirectionAttention, features: torch.Tensor) 
     strips = module.fuse_strips(F.relu(row + column))
     strips = features * strips if module.gated else strips
     return F.relu(features + module.fuse(torch.cat([local, strips], 1)))
+
+
+def test_cells_of_a_grid_overlap_where_it_does_not_divide_the_map():
+    # Five rows in two cells: rows 0 to 2, and rows 2 to 4.
+    expected = torch.tensor([[1.0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]) / 3
+    torch.testing.assert_close(averaging(5, 2, expected), expected)
+
+
+@pytest.mark.parametrize("side", [1, 3, 5, 12])
+@pytest.mark.parametrize("size", [(1, 2), (7, 12), (24, 13)])
+def test_averaging_is_adaptive_pooling(side, size):
+    features = torch.randn(2, 3, *size)
+    rows, columns = (averaging(length, side, features) for length in size)
+    torch.testing.assert_close(rows @ features @ columns.T, F.adaptive_avg_pool2d(features, side))
 
 
 @pytest.mark.parametrize("gated", [False, True])
