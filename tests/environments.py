@@ -21,7 +21,7 @@ def make_environment(folder: Path, *installed: str | Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     python = python_of(folder)
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *installed]
-    result = subprocess.run(pip, capture_output=True, text=True, check=False)
+    result = subprocess.run(pip, capture_output=True, encoding="utf-8", check=False)  # pip draws bars
     if result.returncode and "connection" in result.stderr.lower():
         pytest.skip("pip reaches no package index to install from")
     assert result.returncode == 0, result.stderr[-3000:]

@@ -33,7 +33,9 @@ def scan(tmp_path) -> Path:
 
 def run_in(folder: Path, python: Path, *arguments: str | Path) -> None:
     command = [python, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=without_project())
+    result = subprocess.run(
+        command, capture_output=True, encoding="utf-8", check=False, cwd=folder, env=without_project()
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
