@@ -4,13 +4,13 @@
 What the graph terms add to `kd` depends on the student (preset `bounded`, 64 x 64; CHAOS MR: Dice of five folds; a
 tenth of EBHI-Seg: mean IoU of three seeds). ERFNet gains: 0.697 where kd has 0.689, and 0.652 where kd has 0.570 (in a
 second grid 0.654 and 0.610; kd and edges alone 0.654). ENet doesn't: 0.708 where kd has 0.707 (two seeds), and 0.706
-where kd has 0.720. At a better learning rate ENet loses by graph_flow, beyond chance: 0.712 where it has 0.721 alone
-and 0.730 with kd; Mobile U-Net has 0.735, 0.732 and 0.740. kd and `review`, which need no paraphraser, gave ERFNet
-0.703 and 0.651, ENet 0.730 and 0.740 in later grids; they are the default of distill.yaml. With all labels of EBHI-Seg,
-ERFNet had 0.768 (kd 0.760; ahead in two of three seeds) and ENet 0.780 (kd 0.783). Mobile U-Net lost a little on CHAOS
-MR, 0.783 where it has 0.788 alone, and with all labels of EBHI-Seg, 0.765 where it has 0.769; both are within chance.
-With these weights, the gradients of vertices and edges are 0.11 and 0.13 of the segmentation loss's on CHAOS MR, 0.18
-and 0.19 on EBHI-Seg (medians over students and steps).
+where kd has 0.720. At a better learning rate ENet loses by graph_flow, in one seed of three: 0.712 where it has 0.721
+alone and 0.730 with kd; Mobile U-Net has 0.735, 0.732 and 0.740. kd and `review`, which need no paraphraser, gave
+ERFNet 0.703 and 0.651, ENet 0.730 and 0.740 in later grids; they are the default of distill.yaml. With all labels of
+EBHI-Seg, ERFNet had 0.768 (kd 0.760; ahead in two of three seeds) and ENet 0.780 (kd 0.783). Mobile U-Net lost a little
+on CHAOS MR, 0.783 where it has 0.788 alone, and with all labels of EBHI-Seg, 0.765 where it has 0.769; both are within
+chance. With these weights, the gradients of vertices and edges are 0.11 and 0.13 of the segmentation loss's on CHAOS
+MR, 0.18 and 0.19 on EBHI-Seg (medians over students and steps).
 
 The preset `paper`, without discriminator, loses: ENet has a mean IoU of 0.679 with it on a tenth of EBHI-Seg, where it
 has 0.698 alone. The difference of -0.020 is beyond chance (-0.027 to -0.013; three seeds). With all labels it lost too:
