@@ -13,8 +13,9 @@ chance. With these weights, the gradients of vertices and edges are 0.11 and 0.1
 MR, 0.18 and 0.19 on EBHI-Seg (medians over students and steps).
 
 The preset `paper`, without discriminator, loses: ENet has a mean IoU of 0.679 with it on a tenth of EBHI-Seg, where it
-has 0.698 alone. The difference of -0.020 is beyond chance (-0.027 to -0.013; three seeds). With all labels it lost too:
-0.765, alone 0.774. On CHAOS MR it has 0.660, alone 0.700 (two seeds; beyond chance).
+has 0.698 alone. The difference of -0.020 is beyond chance (-0.027 to -0.013; three seeds). At a better learning rate it
+has 0.714, alone 0.721. With all labels it lost too: 0.765, alone 0.774. On CHAOS MR it has 0.660, alone 0.700 (two
+seeds; beyond chance).
 
 Five earlier runs, in the training loop and on the patients that `kd.py` names, had shown no gain for ENet and Mobile
 U-Net. ENet had 0.764 and 0.760 with kd (two seeds). With centred graph terms, each held at a share of 0.1, it had 0.756
