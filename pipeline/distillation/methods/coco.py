@@ -15,9 +15,9 @@ only tie the weight to the number of regions; without it the values of M are abo
 On a tenth of EBHI-Seg, ENet with coco and kd together had a mean IoU of 0.705 where it has 0.698 alone: +0.007 (0.001
 to 0.012; three seeds). With `kd` alone it had 0.720, so the correlation took away from kd there. With all labels it was
 no better than ENet alone: 0.770 and 0.774, a difference within chance (kd 0.783). On CHAOS MR it had a Dice of 0.712,
-where ENet has 0.700 alone and 0.701 with kd (two seeds; within chance). At the learning rate
-at which ENet does best alone on a tenth of EBHI-Seg, it has 0.709 with coco, 0.721 alone and 0.730 with kd: a loss
-beyond chance. Other students were not tried. See docs/results.md.
+where ENet has 0.700 alone and 0.701 with kd (two seeds; within chance). At the learning rate at which ENet does best
+alone on a tenth of EBHI-Seg, it has 0.709 with coco, 0.721 alone and 0.730 with kd: a loss beyond chance. Other
+students were not tried. See docs/results.md.
 """
 
 from __future__ import annotations
