@@ -3,8 +3,8 @@
 
 Default weights are set by gradients, since the value of a loss does not tell how strongly it acts on the student. Each
 term was given a share of about 0.1 to 2 of the gradient of the segmentation loss (`gradient_shares.py`) on CHAOS MR and
-on EBHI-Seg. With today's weights, most terms have 0.1 to 1.1 on both, see docs/results.md. With two classes, the second
-term of dkd has no gradient. Shares are medians over three students at steps 0, 100 and 300: `python -m
+on EBHI-Seg. With today's weights, most terms have 0.1 to 1.1 on both, see docs/gradient-shares.md. With two classes,
+the second term of dkd has no gradient. Shares are medians over three students at steps 0, 100 and 300: `python -m
 benchmarks.gradient_shares --dataset D --teacher model.pt`.
 """
 

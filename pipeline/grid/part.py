@@ -37,7 +37,7 @@ def part_of(grid: Grid, only: Mapping[str, Sequence[Any]]) -> Grid:
     }
     for kind, names in only.items():
         if not isinstance(names, Sequence) or isinstance(names, str) or not names:
-            raise InputError(f"--only::{kind} is {names!r}; give a list")
+            raise InputError(f"--only::{kind} is {names!r}; give a list with quoted names, as \"['a', 'b']\"")
         if missing := [name for name in names if name not in there[kind]]:
             raise InputError(f"--only::{kind} has {missing}; this grid has {list(there[kind]) or 'none'}")
     kept = {

@@ -59,7 +59,7 @@ def test_amounts_of_labels_by_name():
     ("only", "words"),
     [
         ({"student": ["enet"]}, r"--only has \['student'\]; give students"),
-        ({"students": "enet"}, "--only::students is 'enet'; give a list"),
+        ({"students": "enet"}, "--only::students is 'enet'; give a list with quoted"),
         ({"students": []}, "give a list"),
         ({"students": ["unet"]}, r"has \['unet'\]; this grid has \['enet', 'erfnet'\]"),
         ({"labels": ["few"]}, "this grid has none"),
