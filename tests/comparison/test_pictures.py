@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,17 @@ class TestCurves:
         assert titles == ["validation: mean_dice", "loss term: total"]
         assert figure.axes[0].get_lines()[0].get_ydata().tolist() == [0.25, 0.5]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == [arm.label for arm in comparison.arms]
+
+    def test_only_terms_of_the_loss_have_logarithmic_axes(self, tmp_path):
+        """Of a score, the differences near 1 matter, which a logarithmic axis hides."""
+        with SummaryWriter(str(tmp_path)) as writer:
+            for step, value in enumerate((0.01, 0.5, 0.9), start=1):
+                writer.add_scalar("val_mean_dice", value, step)
+                writer.add_scalar("edges", value, step)
+        arm = an_arm(replace(a_run(a={"liver": 1.0}), tensorboard=tmp_path))
+        comparison = Comparison("scans", "toy", "t", (arm,), ("liver",), ())
+        figure = curve_figure(comparison.arms, arm_styles(comparison))
+        assert [axis.get_yscale() for axis in figure.axes if axis.axison] == ["linear", "log"]
 
     def test_runs_without_events_are_told_of(self, caplog):
         comparison = Comparison("scans", "toy", "t", (an_arm(a_run(a={"liver": 1.0})),), ("liver",), ())

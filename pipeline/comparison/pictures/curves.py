@@ -93,7 +93,7 @@ def arm_bands(arm: Arm) -> dict[str, Band]:
 def curve_figure(arms: Sequence[Arm], styles: Mapping[str, ArmStyle]) -> Figure | None:
     """Draw the scalars of some arms, a small axis each: the validation metric first; None where no arm has any.
 
-    A band spans the lowest to the highest seed. Positive values over more than a factor of 20 get a logarithmic axis.
+    A band spans the lowest to the highest seed. Terms of the loss over more than a factor of 20 get a logarithmic axis.
     """
     bands = {arm.label: arm_bands(arm) for arm in arms}
     tags = sorted({tag for by_tag in bands.values() for tag in by_tag}, key=_order)
@@ -126,10 +126,10 @@ def _draw_tag(axis: Axes, tag: str, bands: Mapping[str, Band], styles: Mapping[s
             marker=style.marker, markersize=4, markevery=max(1, len(band.steps) // 6),
         )  # fmt: skip
         axis.fill_between(band.steps, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0)
-    lowest, highest = min(band.low.min() for band in bands.values()), max(band.high.max() for band in bands.values())
-    if lowest > 0 and highest / lowest > 20:
-        axis.set_yscale("log")
     validation = tag.startswith(VALIDATION)
+    lowest, highest = min(band.low.min() for band in bands.values()), max(band.high.max() for band in bands.values())
+    if not validation and lowest > 0 and highest / lowest > 20:  # of a score, the differences at its upper end matter
+        axis.set_yscale("log")
     axis.set_title(f"validation: {tag.removeprefix(VALIDATION)}" if validation else f"loss term: {tag}")
     axis.set_xlabel("epoch" if validation else "training step")
     axis.grid(color="#DDDDDD", linewidth=0.6)

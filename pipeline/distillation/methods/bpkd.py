@@ -10,6 +10,9 @@ Liu et al., "BPKD: Boundary Privileged Knowledge Distillation For Semantic Segme
 Both are means over images. It differs from the paper in three points. One band E serves all classes, where the authors
 mask the logits of each class by the band of that class. The band is found at the size of the logits. The weights are
 ours.
+
+Beside kd, at a share of 0.3, it gave ENet a mean IoU of 0.715 on a tenth of EBHI-Seg (kd 0.705, better control 0.699;
+two seeds at half of ENet's best learning rate). See docs/experiments.md.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ to 0.012; three seeds). With `kd` alone it had 0.720, so the correlation took aw
 no better than ENet alone: 0.770 and 0.774, a difference within chance (kd 0.783). On CHAOS MR it had a Dice of 0.712,
 where ENet has 0.700 alone and 0.701 with kd (two seeds; within chance). At the learning rate at which ENet does best
 alone on a tenth of EBHI-Seg, it has 0.709 with coco, 0.721 alone and 0.730 with kd: a loss beyond chance. Other
-students were not tried. See docs/results.md.
+students were not tried. See docs/results.md and docs/experiments.md.
 """
 
 from __future__ import annotations

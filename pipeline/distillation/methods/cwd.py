@@ -8,6 +8,10 @@ Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 202
 with the softmax over the places x of one channel c of one image, and the mean over the batch. The formula fits dense
 prediction as it is. A channel has a sum of one however small its organ is, so that rare classes count as much as the
 background. Adding a number to a channel changes nothing: the class of a pixel must be learnt from another loss.
+
+Beside kd, at a share of 0.3, it added nothing to kd in ENet: a Dice of 0.708 on CHAOS MR (kd 0.707, alone 0.691; two
+seeds), a mean IoU of 0.720 on a tenth of EBHI-Seg (kd 0.730, alone 0.721; three seeds) and 0.782 with all its labels
+(kd 0.783, alone 0.774). See docs/results.md and docs/experiments.md.
 """
 
 from __future__ import annotations

@@ -15,6 +15,10 @@ class is rarely absent, and differences between images in the amount of a class 
 The 0.01 is ours. Without it, the gradient is infinite where all probabilities are alike, such as those of a class that
 no pixel has. With it, equal networks still have a loss of zero. Where the teacher's probabilities are alike, the
 student learns to make its own alike.
+
+Beside kd, at a share of 0.3, it added nothing to kd that could be shown in ENet: a Dice of 0.710 on CHAOS MR (kd 0.701,
+alone 0.700; two seeds), a mean IoU of 0.728 on a tenth of EBHI-Seg (kd 0.730, alone 0.721; three seeds) and 0.781 with
+all its labels (kd 0.783, alone 0.774). See docs/results.md and docs/experiments.md.
 """
 
 from __future__ import annotations

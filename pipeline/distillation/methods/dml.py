@@ -66,7 +66,7 @@ class MutualLearning(DistillationMethod):
 
     needs_teacher = False
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 0.5, learning_rate: float | None = None) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.25, learning_rate: float | None = None) -> None:
         super().__init__({"dml": weight})
         rate = pair.learning_rate if learning_rate is None else learning_rate
         check_number("dml", "learning_rate", rate)

@@ -27,7 +27,7 @@ the usual form 0.722; three seeds). There Mobile U-Net gained 0.011 over its bet
 and 0.573). At a better learning rate ENet had 0.730 (alone 0.721) and Mobile U-Net 0.740 (alone 0.732). With all labels
 of EBHI-Seg, ENet had 0.783 (alone 0.774, with the usual form 0.777), ERFNet 0.760 (better control 0.709), and Mobile
 U-Net 0.771 (alone 0.769, a difference within chance; in a second grid 0.780 and 0.765). After four times as many steps,
-ENet had 0.822 with kd and alone (one seed). distill.yaml adds `review`. See docs/results.md.
+ENet had 0.822 with kd and alone (one seed). distill.yaml adds `review`. See docs/results.md and docs/experiments.md.
 """
 
 from __future__ import annotations

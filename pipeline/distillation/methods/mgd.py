@@ -11,6 +11,9 @@ probability lambda, otherwise 1, the same for all channels. The formula fits den
 The authors' segmentation code has lambda 0.75, adds up the squares of an image and weighs them by 2e-5. For C channels
 of n places that is the mean with the weight 2e-5 C n: 168 for their 2048 channels of 64 x 64, 1 for 64 channels of
 28 x 28. The mean depends on neither size nor batch.
+
+Beside kd, at a share of 0.3, it gave ENet a Dice of 0.713 on CHAOS MR (kd 0.701, alone 0.700; two seeds) and a mean IoU
+of 0.729 on a tenth of EBHI-Seg (kd 0.730, alone 0.721; three seeds). See docs/results.md.
 """
 
 from __future__ import annotations

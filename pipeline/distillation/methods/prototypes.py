@@ -10,6 +10,9 @@ The authors' code takes the logits for f, and beside L their plain mean squared 
 classes by hand: 4 and 2 for two organs of Synapse, 1 for the others. Here w_k = n_k^(1 - balance) for n_k places of
 class k, so that at balance 1 every class of an image counts the same. The same L of the taps is ours. Where nobody has
 labelled a pixel, the teacher's likeliest class stands in.
+
+Beside kd, at a share of 0.3, it gave ENet a mean IoU of 0.712 on a tenth of EBHI-Seg (kd 0.705, better control 0.699;
+two seeds at half of ENet's best learning rate). See docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class ClassPrototypes(DistillationMethod):
         pair: NetworkPair,
         *,
         weight: float = 1.0,
-        logits: float = 0.1,
+        logits: float = 0.05,
         features: float = 0.1,
         balance: float = 1.0,
     ) -> None:

@@ -18,7 +18,7 @@ review gave ENet a mean IoU of 0.740 (better control 0.721, kd 0.730), Mobile U-
 (522 steps, three seeds) they gave ENet 0.795 (alone 0.778), Mobile U-Net 0.801 (0.785) and ERFNet 0.773 (0.729). In the
 time of these short trainings, the students alone often get further. After 1,600 steps with 10 % of the labels, ENet has
 0.790 with kd and review, 0.803 if they also see the tiles without labels, and 0.781 alone in the same time (two seeds).
-See docs/results.md.
+See docs/results.md and docs/results-few-labels.md.
 
 The formula fits dense prediction as it is. The authors add up the taps, we take the mean. All c, d and e train beside
 the student.

@@ -56,7 +56,7 @@ class SobolevTraining(DistillationMethod):
             takes the mean over pixels and weighs it by 20, which fits images of 32 x 32.
     """
 
-    def __init__(self, pair: NetworkPair, *, weight: float = 0.5) -> None:
+    def __init__(self, pair: NetworkPair, *, weight: float = 0.25) -> None:
         super().__init__({"sobolev": weight})
         self.pair = pair
 
