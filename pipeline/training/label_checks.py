@@ -49,9 +49,9 @@ def check_labels_fill_a_batch(items: Sized, batch_size: int, dataset: Dataset, u
     """
     if not unlabelled_share and dataset.unlabelled_cases and len(items) < batch_size:
         raise InputError(
-            f"a batch has {batch_size} labelled items, but training has {len(items)}, because cases of "
-            f"{dataset.folder / DATASET_FILE} lack a label; give all runs that are compared --batch_size {len(items)} "
-            "or less, or more labels"
+            f"a batch has {batch_size} labelled items, but training has {len(items)}, since not all cases of "
+            f"{dataset.folder / DATASET_FILE} have a label or keep it; give all runs that are compared --batch_size "
+            f"{len(items)} or less, or more labels"
         )
 
 

@@ -202,7 +202,11 @@ def test_3d_networks_learn_from_volumes_without_a_label(dataset_dir, tmp_path):
         ("distill", [*FEW, "--unlabelled_share", "half"], "--unlabelled_share is 'half'; give a number"),
         ("train", ["--epoch_iterations", "2.5"], "--epoch_iterations is 2.5; give a whole number from 1"),
         ("distill", [*FEW, "--batch_size", "20"], "a batch has 10 labelled items, but training has 8"),
-        ("train", [*FEW, "--batch_size", "20"], "a batch has 20 labelled items, but training has 8, because cases of"),
+        (
+            "train",
+            [*FEW, "--batch_size", "20"],
+            "a batch has 20 labelled items, but training has 8, since not all cases of",
+        ),
         ("distill", [*FEW, "--unlabelled_share", "0.0", "--batch_size", "9"], "give all runs that are compared --b"),
         ("distill", [*FEW, "--student_view", "weak"], "'weak' is unknown; choose one of same, strong"),
         ("distill", ["--method", "kd", "--teacher", "None"], "--teacher"),

@@ -213,7 +213,18 @@ class TestVerdict:
         kd = rows["ENet + kd"]
         dice = kd.metrics["dice"]
         metrics = {**kd.metrics, "dice": replace(dice, difference=replace(dice.difference, low=low, high=high))}
-        assert standing in verdict(comparison, [replace(kd, metrics=metrics)])
+        assert standing in verdict(comparison, [*({**rows, "ENet + kd": replace(kd, metrics=metrics)}).values()])
+
+    def test_a_teacher_that_has_little_to_teach(self, comparison, rows):
+        """The teacher's Dice is set to the control's, 0.275."""
+        assert rows["ENet alone_balanced"].metrics["dice"].mean == pytest.approx(0.275)
+        (name,) = (name for name in rows if name.startswith("teacher"))
+        teacher = rows[name]
+        metrics = {**teacher.metrics, "dice": replace(teacher.metrics["dice"], mean=0.25)}
+        told = verdict(comparison, [*({**rows, name: replace(teacher, metrics=metrics)}).values()])
+        assert told.endswith(
+            "The teacher is no better than ENet alone_balanced, with Dice 0.250 and 0.275: it has little to teach."
+        )
 
     def test_nothing_without_a_control(self, runs, monkeypatch):
         monkeypatch.setattr("pipeline.comparison.tables.rows.costs_of", lambda arms: [Cost(1, 1, 1.0) for _ in arms])

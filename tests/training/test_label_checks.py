@@ -29,7 +29,7 @@ def test_what_only_a_distillation_uses_is_refused_without_one(options, message):
 def test_fewer_labelled_items_than_a_batch_are_refused_where_cases_lack_a_label():
     """Teacher and student alone once had short batches where those of a distilled student were full."""
     few, complete = (SimpleNamespace(folder=Path("D"), unlabelled_cases=cases) for cases in (["x"], []))
-    message = r"a batch has 4 labelled items, but training has 3, because cases of D.dataset\.json lack a label; .* 3 "
+    message = r"a batch has 4 labelled items, but training has 3, since not all cases of D.dataset\.json have .* 3 "
     with pytest.raises(InputError, match=message):
         check_labels_fill_a_batch(range(3), 4, few)
     check_labels_fill_a_batch(range(4), 4, few)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.comparison.arms import ALONE, METHOD, Arm, Comparison
+from pipeline.comparison.arms import ALONE, METHOD, TEACHER, Arm, Comparison
 from pipeline.comparison.paired import Difference, Metric, main_metric
 from pipeline.comparison.tables.rows import ComparisonRow
 from pipeline.evaluation.statistics import FEWEST_FOR_WILCOXON
@@ -17,7 +17,8 @@ def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
 
     A student's best method is the best in validation, as is its control; where the runs tell no validation score, the
     best of the table. `choice` says which. A student that trained for longer without a teacher, as for the time that
-    a method takes, is no control and gets a sentence of its own: often it is ahead.
+    a method takes, is no control and gets a sentence of its own: often it is ahead. So does a teacher that is no better
+    than the control, since it has little to teach.
     """
     metric, compared = main_metric(comparison.kind), _compared(comparison, rows)
     told = []
@@ -28,7 +29,9 @@ def verdict(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
         change, control = best.metrics[metric.name].difference, comparison.control(network)
         figures = _told(metric, change, comparison.unit)
         told.append(f"{best.arm.label} is {_standing(change)} {control.label}: {figures}.")
-        told += longer_trained(metric, [(row.arm, row.metrics[metric.name].mean) for row in rows], best.arm)
+        means = [(row.arm, row.metrics[metric.name].mean) for row in rows]
+        told += longer_trained(metric, means, best.arm)
+        told += _weak_teacher(metric, means, control)
     return " ".join(told)
 
 
@@ -60,6 +63,17 @@ def longer_trained(metric: Metric, means: Sequence[tuple[Arm, float]], method: A
         f"{arm.label}, trained for {_listed_epochs(arm)} epochs in place of {most}, has {metric.title} "
         f"{mean:.{metric.decimals}f}, {method.label} {of_method:.{metric.decimals}f}."
         for arm, mean in longer
+    ]
+
+
+def _weak_teacher(metric: Metric, means: Sequence[tuple[Arm, float]], control: Arm) -> list[str]:
+    """Return a sentence if the teacher's mean is not above the control's, in a list."""
+    (of_control,) = [mean for arm, mean in means if arm is control]
+    return [
+        f"The teacher is no better than {control.label}, with {metric.title} {mean:.{metric.decimals}f} and "
+        f"{of_control:.{metric.decimals}f}: it has little to teach."
+        for arm, mean in means
+        if arm.role == TEACHER and mean <= of_control
     ]
 
 

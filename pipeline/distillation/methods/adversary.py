@@ -6,6 +6,8 @@ sum of the score map, but the student's term is its mean. For a discriminator th
 has a gradient at the logits of 6.6, 1.1, 0.5 and 0.19 times the cross-entropy's, with sides of 64, 96, 128 and 224
 pixels. An untrained discriminator pulls much less: in one run at 64 pixels the share rose from 0.08 to 0.77 in 400
 steps. So a share, held by the running estimate of `gradient_shares`, is safer than a weight.
+It is taken at the student's parameters, not at the logits, so that it means the same for every term of every method.
+The default is no adversary, but for Graph Flow's preset `paper`.
 """
 
 from __future__ import annotations
