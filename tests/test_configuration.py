@@ -104,6 +104,15 @@ def test_a_grid_takes_any_option_of_its_runs(tmp_path):
         check_overrides(["run", "--config_file", str(file), "--other::precision", "float32"])
 
 
+@pytest.mark.parametrize("bundle", ["gastric", "synapse"])
+@pytest.mark.parametrize("overlays", [(), ("label_efficiency",)])
+def test_the_grids_of_the_bundles_take_any_option_of_their_runs(bundle, overlays):
+    files = str([f"{ROOT}/bundles/{bundle}/configs/{name}.yaml" for name in ("benchmark", *overlays)])
+    check_overrides(["run", "--config_file", files, "--training::size", "64", "--only::students", "['enet']"])
+    with pytest.raises(InputError, match="unknown option --onyl"):
+        check_overrides(["run", "--config_file", files, "--onyl::students", "['enet']"])
+
+
 def test_options_of_an_args_file_are_checked_too(config, tmp_path):
     arguments = tmp_path / "arguments.yaml"
     arguments.write_text(f"config_file: {config}\nepocs: 3\n")

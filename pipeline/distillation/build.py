@@ -108,14 +108,21 @@ def build_distiller(
 
 
 def check_teacher_given(teacher: str | None, **chosen: Any) -> None:
-    """Refuse (`InputError`) a run without a teacher whose methods need one, before its data are read.
+    """Refuse (`InputError`) a run whose methods need a teacher and have none, or have one and need none.
+
+    It is checked before the data are read. A run with a teacher that it doesn't use would be compared as a distilled
+    one.
 
     Args:
         teacher: the file of the teacher, as the user gave it, or None.
         chosen: arguments of `chosen_terms`.
     """
+    wanted = chosen_terms(**chosen)
     if teacher is None:
-        _refuse_without_teacher(chosen_terms(**chosen))
+        _refuse_without_teacher(wanted)
+    elif not any(getattr(term.build, "needs_teacher", True) for term in wanted.values()):
+        learn = "learns" if len(wanted) == 1 else "learn"
+        raise InputError(f"{' and '.join(wanted)} {learn} from no teacher; leave --teacher out")
 
 
 def _refuse_without_teacher(wanted: Mapping[str, Term]) -> None:

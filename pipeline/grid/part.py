@@ -14,19 +14,20 @@ from pipeline.grid.grid import Grid
 _KINDS = ("students", "methods", "seeds", "folds", "labels")
 
 
-def part_of(grid: Grid, only: Mapping[str, Sequence[Any]]) -> Grid:
+def part_of(grid: Grid, only: Mapping[str, Sequence[Any] | None]) -> Grid:
     """Return the grid without what `only` leaves out; all that stays keeps its own options, seeds and teacher.
 
     Args:
         grid: the whole.
-        only: students, methods, seeds, folds and labels that stay, each a list of names; what isn't named stays whole.
-            A student without any of these methods or seeds is left out.
+        only: students, methods, seeds, folds and labels that stay, each a list of names; None or no list leaves all. A
+            student without any of these methods or seeds is left out.
 
     Raises:
         InputError: another key, no list, a name that the grid does not have, or nothing left.
     """
     if unknown := set(only) - set(_KINDS):
         raise InputError(f"--only has {sorted(unknown)}; give {', '.join(_KINDS)}")
+    only = {kind: names for kind, names in only.items() if names is not None}
     students = read_students(grid.students, grid.methods, grid.seeds)
     there = {
         "students": students,

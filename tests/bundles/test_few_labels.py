@@ -208,7 +208,7 @@ def test_3d_networks_learn_from_volumes_without_a_label(dataset_dir, tmp_path):
             "a batch has 20 labelled items, but training has 8, since not all cases of",
         ),
         ("distill", [*FEW, "--unlabelled_share", "0.0", "--batch_size", "9"], "give all runs that are compared --b"),
-        ("distill", [*FEW, "--student_view", "weak"], "'weak' is unknown; choose one of same, strong"),
+        ("distill", [*FEW, "--student_view", "weak"], "--student_view 'weak' is unknown; choose one of same, strong"),
         ("distill", ["--method", "kd", "--teacher", "None"], "--teacher"),
     ],
 )

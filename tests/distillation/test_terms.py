@@ -8,7 +8,13 @@ from functools import partial
 import pytest
 import torch
 
-from pipeline.distillation import KnowledgeDistillation, build_distiller, build_graph_flow, describe_terms
+from pipeline.distillation import (
+    KnowledgeDistillation,
+    build_distiller,
+    build_graph_flow,
+    check_teacher_given,
+    describe_terms,
+)
 from pipeline.distillation.schedule import Schedule
 from pipeline.distillation.terms import chosen_terms
 from pipeline.errors import InputError
@@ -83,3 +89,22 @@ def test_description_is_class_and_settings():
 def test_terms_that_cannot_be_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         distiller_of(**options)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "chosen", "words"),
+    [
+        (None, {"method": "kd"}, "kd learns from a teacher; give --teacher"),
+        (None, {"methods": {"dml": 1.0, "kd": 1.0}}, "kd learns from a teacher"),
+        ("model.pt", {"method": "mean_teacher"}, "mean_teacher learns from no teacher; leave --teacher out"),
+        ("model.pt", {"methods": {"dml": 1.0, "mean_teacher": 1.0}}, "dml and mean_teacher learn from no teacher"),
+    ],
+)
+def test_a_teacher_is_given_where_one_is_needed_and_nowhere_else(teacher, chosen, words):
+    with pytest.raises(InputError, match=words):
+        check_teacher_given(teacher, terms=None, **chosen)
+
+
+def test_a_mix_with_one_method_that_needs_a_teacher_takes_one():
+    check_teacher_given("model.pt", terms=None, methods={"dml": 1.0, "kd": 1.0})
+    check_teacher_given(None, terms=None, method="mean_teacher")

@@ -87,6 +87,8 @@ def _first_with(number: Any, ordered: Sequence[str], labelled: Sequence[Case]) -
     """Return the first patients, as many as have up to `number` cases together."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise InputError(f"--labelled_cases is {number!r}; give a whole number from 1")
+    if not labelled:
+        raise InputError("--labelled_cases: no training case has a label")
     if number > len(labelled):
         raise InputError(f"--labelled_cases is {number}, but {len(labelled)} training cases have a label; give fewer")
     kept: list[str] = []

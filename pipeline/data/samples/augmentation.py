@@ -24,15 +24,18 @@ _BRIGHTNESS = 0.05
 class BatchAugmentation:
     """The base of all augmentations of batches: one of the named `kinds`, its own random generator, a state to resume.
 
+    `option` is the one that chooses the kind, for messages.
+
     The generator is on the CPU, so random numbers are the same on every device and no other generator is touched.
     `state_dict` lets a resumed run go on exactly. Raises `InputError` for a kind that is not in `kinds`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    option: ClassVar[str] = "augmentation"
 
     def __init__(self, kind: str, seed: int = 0) -> None:
         if kind not in self.kinds:
-            raise InputError(f"augmentation {kind!r} is unknown; choose one of {', '.join(self.kinds)}")
+            raise InputError(f"--{self.option} {kind!r} is unknown; choose one of {', '.join(self.kinds)}")
         self.kind = kind
         self._generator = torch.Generator(device="cpu").manual_seed(seed)
 

@@ -60,6 +60,7 @@ class StudentView(BatchAugmentation):
     """
 
     kinds = ("same", "strong")
+    option = "student_view"
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Cut | None]:

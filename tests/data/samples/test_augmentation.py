@@ -176,7 +176,7 @@ def test_gpu_equals_cpu(kind):
 
 
 def test_unknown_kind():
-    with pytest.raises(InputError, match="'papr' is unknown; choose one of paper, affine, none"):
+    with pytest.raises(InputError, match="--augmentation 'papr' is unknown; choose one of paper, affine, none"):
         SliceAugmentation("papr", seed=0)
 
 

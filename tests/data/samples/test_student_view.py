@@ -94,5 +94,5 @@ def test_draws_resume_and_inputs_stay():
 
 
 def test_unknown_view_is_refused():
-    with pytest.raises(InputError, match="'weak' is unknown; choose one of same, strong"):
+    with pytest.raises(InputError, match="--student_view 'weak' is unknown; choose one of same, strong"):
         StudentView("weak")
