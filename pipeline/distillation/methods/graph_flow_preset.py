@@ -1,27 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph Flow whole: its graph terms, knowledge distillation and the adversary, with presets of all settings.
 
-What the graph terms add to `kd` depends on the student (preset `bounded`, 64 x 64; CHAOS MR: Dice of five folds; a
-tenth of EBHI-Seg: mean IoU of three seeds). ERFNet gains: 0.697 where kd has 0.689, and 0.652 where kd has 0.570 (in a
-second grid 0.654 and 0.610; kd and edges alone 0.654). ENet doesn't: 0.708 where kd has 0.707 (two seeds), and 0.706
-where kd has 0.720. At a better learning rate ENet loses by graph_flow, in one seed of three: 0.712 where it has 0.721
-alone and 0.730 with kd; Mobile U-Net has 0.735, 0.732 and 0.740. kd and `review`, which need no paraphraser, gave
-ERFNet 0.703 and 0.651, ENet 0.730 and 0.740 in later grids; they are the default of distill.yaml. With all labels of
-EBHI-Seg, ERFNet had 0.768 (kd 0.760; ahead in two of three seeds) and ENet 0.780 (kd 0.783). Mobile U-Net lost a little
-on CHAOS MR, 0.783 where it has 0.788 alone, and with all labels of EBHI-Seg, 0.765 where it has 0.769; both are within
-chance. With these weights, the gradients of vertices and edges are 0.11 and 0.13 of the segmentation loss's on CHAOS
-MR, 0.18 and 0.19 on EBHI-Seg (medians over students and steps).
+What the graph terms add to `kd` depends on the student (preset `bounded`, 64 x 64). ERFNet gains: a mean IoU of 0.654
+on a tenth of EBHI-Seg (kd 0.610, better control 0.605; three seeds), 0.768 with all its labels (kd 0.760, better
+control 0.709; ahead of kd in two of three seeds), and a Dice of 0.697 on CHAOS MR (kd 0.689, alone 0.681; one seed). On
+the tenth it is the edges that do it. ENet and Mobile U-Net gain nothing beyond kd. On the tenth ENet loses, in one seed
+of three: 0.712 where it has 0.721 alone and 0.730 with kd; Mobile U-Net has 0.735 (alone 0.732, kd 0.740). On CHAOS MR
+ENet has 0.703 (alone 0.700, kd 0.701; two seeds) and Mobile U-Net 0.783 (alone 0.788, kd 0.783; one seed). So kd and
+`review`, which need no paraphraser and do as much for ERFNet, are the default of distill.yaml.
 
-The preset `paper`, without discriminator, loses: ENet has a mean IoU of 0.679 with it on a tenth of EBHI-Seg, where it
-has 0.698 alone. The difference of -0.020 is beyond chance (-0.027 to -0.013; three seeds). At a better learning rate it
-has 0.714, alone 0.721. With all labels it lost too: 0.765, alone 0.774. On CHAOS MR it has 0.660, alone 0.700 (two
-seeds; beyond chance).
+With these weights, the gradients of vertices and edges are 0.11 and 0.13 of the segmentation loss's on CHAOS MR, 0.18
+and 0.19 on EBHI-Seg (medians over students and steps). In ERFNet on a tenth of EBHI-Seg (two seeds), shares of 0.03 and
+0.3, a start in the middle and a ramp were worse in validation than these weights from the first step on.
 
-Five earlier runs, in the training loop and on the patients that `kd.py` names, had shown no gain for ENet and Mobile
-U-Net. ENet had 0.764 and 0.760 with kd (two seeds). With centred graph terms, each held at a share of 0.1, it had 0.756
-to 0.758, with windows at the maxima of either network and with or without adapters. Mobile U-Net had 0.865 with kd, and
-0.852 with graph terms at a share of 0.3. In ERFNet on a tenth of EBHI-Seg (two seeds), shares of 0.03 and 0.3, a start
-in the middle and a ramp were worse in validation than these weights from the first step on. Long runs were not tried.
+The preset `paper`, without discriminator, loses in ENet, beyond chance: a mean IoU of 0.714 on a tenth of EBHI-Seg
+(alone 0.721), 0.765 with all labels (alone 0.774), and a Dice of 0.660 on CHAOS MR (alone 0.700). See docs/results.md
+and docs/experiments.md.
 """
 
 from __future__ import annotations
