@@ -179,6 +179,7 @@ def _settings(grid: Grid) -> dict[str, Any]:
         **{f"labels {name}": options for name, options in (grid.labels or {}).items()},
         **{f"options of {name}": student.options for name, student in students.items()},
     }
+    settings["training"].pop("cache_dir", None)  # where it lies changes nothing: a grid's folder may be moved
     return json.loads(json.dumps(settings))
 
 
@@ -186,9 +187,10 @@ def _read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        return dict(settings)
-    except (OSError, ValueError, TypeError) as error:
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+        settings.get("training", {}).pop("cache_dir", None)  # older files have it
+        return settings
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged; choose another --run_dir") from error
 
 

@@ -116,6 +116,14 @@ def test_a_grid_does_not_go_on_with_other_settings(tmp_path, monkeypatch, change
         run_grid(dataclasses.replace(grid, **change), compare=print)
 
 
+def test_a_grid_goes_on_in_a_folder_that_was_moved(tmp_path, monkeypatch):
+    """The cache lies in the grid's folder, by its whole path."""
+    options = {"epochs": 2, "cache_dir": str(tmp_path / "grid/cache")}
+    _begun(tmp_path, monkeypatch, training=options)
+    (tmp_path / "grid").rename(tmp_path / "moved")
+    _begun(tmp_path, monkeypatch, run_dir=str(tmp_path / "moved"), training={**options, "cache_dir": "elsewhere"})
+
+
 def test_students_methods_and_seeds_may_be_added(tmp_path, monkeypatch):
     _begun(tmp_path, monkeypatch)
     more = {"students": ["mobile_unet"], "seeds": [3, 4, 5], "methods": {"at": {"method": "at"}}}
