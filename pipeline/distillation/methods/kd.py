@@ -21,12 +21,12 @@ default, temperature 1 and the change of balance: ENet 0.778, 0.781 and 0.731; M
 ERFNet 0.719, 0.722 and 0.720. Seeds of the same form differ by 0.002 to 0.113, so the default stays.
 
 In the bundles, with better controls in brackets: on CHAOS MR kd gave ENet a Dice of 0.701 (0.700; two seeds), ERFNet
-0.708 (0.688) and Mobile U-Net 0.781 (0.778, alone 0.786; one seed, within chance). The usual form gave ENet 0.345: both
-kidneys were lost. On a tenth of EBHI-Seg kd gave ENet a mean IoU of 0.730 (0.721; the usual form 0.728), Mobile U-Net
-0.740 (0.732) and ERFNet 0.610 (0.605; within chance; three seeds). With all labels of EBHI-Seg it gave ENet 0.783
-(0.772; the usual form 0.777), ERFNet 0.760 (0.709), and Mobile U-Net 0.771 (0.769; within chance; in a second grid
-0.780 and 0.765). After four times as many steps, ENet had 0.822 with kd and alone (one seed). distill.yaml adds
-`review`. See docs/results.md and docs/experiments.md.
+0.708 (0.688; one seed) and Mobile U-Net 0.781 (0.778, alone 0.786; one seed), all within chance. The usual form gave
+ENet 0.345: both kidneys were lost. On a tenth of EBHI-Seg kd gave ENet a mean IoU of 0.730 (0.721; the usual form
+0.728), Mobile U-Net 0.740 (0.732) and ERFNet 0.610 (0.605; within chance; three seeds). With all labels of EBHI-Seg it
+gave ENet 0.783 (0.772; the usual form 0.777), ERFNet 0.760 (0.709), and Mobile U-Net 0.771 (0.769; within chance; in a
+second grid 0.780 and 0.765). After four times as many steps, ENet had 0.822 with kd and alone (one seed). distill.yaml
+adds `review`. See docs/results.md and docs/experiments.md.
 """
 
 from __future__ import annotations
