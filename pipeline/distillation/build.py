@@ -120,15 +120,18 @@ def check_teacher_given(teacher: str | None, **chosen: Any) -> None:
     wanted = chosen_terms(**chosen)
     if teacher is None:
         _refuse_without_teacher(wanted)
-    elif not any(getattr(term.build, "needs_teacher", True) for term in wanted.values()):
+    elif not _learning_from_a_teacher(wanted):
         learn = "learns" if len(wanted) == 1 else "learn"
         raise InputError(f"{' and '.join(wanted)} {learn} from no teacher; leave --teacher out")
 
 
 def _refuse_without_teacher(wanted: Mapping[str, Term]) -> None:
-    lacking = [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
-    if lacking:
+    if lacking := _learning_from_a_teacher(wanted):
         raise InputError(f"{lacking[0]} learns from a teacher; give --teacher, the model.pt of a trained network")
+
+
+def _learning_from_a_teacher(wanted: Mapping[str, Term]) -> list[str]:
+    return [name for name, term in wanted.items() if getattr(term.build, "needs_teacher", True)]
 
 
 def _stand_in(student: nn.Module, wanted: Mapping[str, Term]) -> nn.Module:
